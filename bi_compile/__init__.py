@@ -1,0 +1,36 @@
+"""bi_compile: `torch.compile(model, backend="batch_invariant")` gives every sample the same bits in any batch.
+
+The public names are resolved on first use, so that importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "batch_invariant": "bi_compile.backend",
+    "eager": "bi_compile.eager",
+    "explain": "bi_compile.report",
+    "BatchInvariantError": "bi_compile.errors",
+    "Options": "bi_compile.options",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from bi_compile.backend import batch_invariant
+    from bi_compile.eager import eager
+    from bi_compile.errors import BatchInvariantError
+    from bi_compile.options import Options
+    from bi_compile.report import explain
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'bi_compile' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,117 @@
+"""Every message a user can see: what could not be done, the value, where, and the way out.
+
+Dynamo wraps whatever a backend raises in BackendCompilerFailed and shows the class name and the first line,
+so both stand alone. No torch here: the messages can be read and tested without it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BatchInvariantError(Exception):
+    """Base of all errors of bi_compile."""
+
+
+class _Message(BatchInvariantError):
+    """An error put together from its parts: one line of what, then details, then where, then a hint."""
+
+    def __init__(self, what: str, *, details: Iterable[str] = (), where: str | None = None, hint: str) -> None:
+        lines = [what, *(f"  {detail}" for detail in details)]
+        if where:
+            lines.append(f"  {where}")
+        lines.append(f"Hint: {hint}")
+        super().__init__("\n".join(lines))
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+
+class OptionError(_Message):
+    """An option that does not exist, has a value that does not exist, or breaks the promise."""
+
+    @classmethod
+    def unknown_key(cls, key: str, known: Iterable[str]) -> "OptionError":
+        known = sorted(known)
+        near = get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return cls(f"unknown option {key!r}", hint=f"{hint}bi_compile's own options are {', '.join(known)}.")
+
+    @classmethod
+    def bad_value(cls, key: str, value: object, valid: Iterable[object]) -> "OptionError":
+        names = [str(v) for v in valid]
+        near = get_close_matches(str(value), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return cls(f"option {key!r} cannot be {value!r}", hint=f"{hint}valid values: {', '.join(names)}.")
+
+    @classmethod
+    def breaks_promise(cls, key: str, value: object, why: str) -> "OptionError":
+        return cls(
+            f"Inductor option {key!r}={value!r} would break batch invariance: {why}",
+            hint=f"leave {key!r} out; every other Inductor option passes through.",
+        )
+
+
+class UnsupportedOpError(_Message):
+    """An order-sensitive or unknown op that has no canonical lowering."""
+
+    def __init__(self, op: str, *, signature: str, where: str | None, reason: str) -> None:
+        super().__init__(
+            f"{op} has no batch-invariant lowering",
+            details=[signature, reason],
+            where=where,
+            hint='to compile anyway and leave this op alone: options={"on_unsupported": "warn"}. '
+            "Its results, and all that follow from them, may then change with the batch.",
+        )
+        self.op = op
+
+
+class UnsupportedDtypeError(_Message):
+    """A dtype that no template computes in."""
+
+    def __init__(self, op: str, dtype: str, supported: Iterable[str]) -> None:
+        super().__init__(
+            f"{op} does not support {dtype}",
+            hint=f"supported dtypes: {', '.join(supported)}. Convert the input, for example x.to(torch.float32).",
+        )
+
+
+class UnsupportedDeviceError(_Message):
+    """A device for which a family of templates has no kernels."""
+
+    def __init__(self, device: str, family: str) -> None:
+        super().__init__(
+            f"no {family} kernels for device {device!r}",
+            hint="this version computes on the CPU: move the model and its inputs there with .to('cpu').",
+        )
+
+
+class CompilerNotFoundError(_Message):
+    """No C++ compiler, so the CPU kernels cannot be built."""
+
+    def __init__(self, searched: str) -> None:
+        super().__init__(
+            "no C++ compiler found: the CPU kernels are compiled at first use",
+            details=[f"searched: {searched}"],
+            hint="install one, for example 'apt-get install g++', or point the environment variable CXX at it.",
+        )
+
+
+class KernelBuildError(_Message):
+    """The C++ compiler ran and failed."""
+
+    def __init__(self, family: str, command: str, output: str) -> None:
+        super().__init__(
+            f"the C++ compiler failed on the {family} kernels",
+            details=[f"command: {command}", *output.strip().splitlines()[-20:]],
+            hint="a g++ of version 10 or newer is needed; report this output if yours is.",
+        )
+
+
+class CacheDirectoryError(_Message):
+    """No directory in which compiled kernels can be kept."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"cannot write the kernel cache {path!r}: {reason}",
+            hint="set the environment variable BI_COMPILE_CACHE_DIR to a directory that can be written.",
+        )

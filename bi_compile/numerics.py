@@ -1,0 +1,56 @@
+"""The canonical summation trees: every constant that decides the bits of a result.
+
+A result is one fixed expression tree over its inputs. The shape of that tree follows from the reduced
+length, the feature sizes and the dtype alone. Tiles, vector lengths, thread counts and layouts are free
+because they do not enter any tree. Changing a constant here changes bits that users rely on: it needs a
+CHANGELOG entry and new golden hashes. `docs/numerics.md` tells the whole story.
+
+This module imports nothing, so that every part, the C++ build included (through `c_macros`), can read it.
+"""
+
+CONTRACTION_CHUNK = 256
+"""K elements summed by one chain of fused multiply-adds, starting at +0, in index order.
+
+The chunk sums are the leaves of a balanced binary tree (see `tree_levels`). 256 keeps a packed panel of
+32 columns in a 32 KiB first-level cache, and makes every tensor-parallel shard whose K is 256 times a power
+of two a subtree.
+"""
+
+REDUCTION_LANES = 32
+"""Partial sums kept side by side by a row reduction: element i of a chunk belongs to lane i mod 32.
+
+32 fp32 lanes are two AVX-512 or four AVX2 registers: enough independent chains to hide the latency of an
+add. Lanes are folded in halves: lane j takes in lane j+16, then j+8, j+4, j+2, j+1.
+"""
+
+REDUCTION_CHUNK = 1024
+"""Elements of one leaf of a row reduction: 32 steps of each lane. Leaves form a balanced tree."""
+
+ATTENTION_KV_BLOCK = 64
+"""Keys whose scores share one running maximum update, aligned to the first key."""
+
+ATTENTION_KV_SPLIT = 1024
+"""Keys of one split. A split has its own maximum, sum and accumulator; splits are merged in order."""
+
+
+def tree_levels(leaves: int) -> int:
+    """Depth of the balanced tree over `leaves` chunk sums anchored at chunk 0.
+
+    The tree is the perfect binary tree of 2**levels leaves in which absent leaves on the right are the
+    identity: a node whose right half is absent is its left half. Appending zeros to a sum therefore changes
+    no bit, and a walk in sequence with one slot a level (a binary counter) builds the same tree as a
+    parallel split.
+    """
+    return max(0, leaves - 1).bit_length()
+
+
+def c_macros() -> dict[str, int]:
+    """The constants as preprocessor definitions for the C++ kernels, prefixed with BI_."""
+    names = (
+        "CONTRACTION_CHUNK",
+        "REDUCTION_LANES",
+        "REDUCTION_CHUNK",
+        "ATTENTION_KV_BLOCK",
+        "ATTENTION_KV_SPLIT",
+    )
+    return {f"BI_{name}": globals()[name] for name in names}

@@ -1,0 +1,20 @@
+"""Test set-up: hypothesis profiles, thread count restored, kernels cached between runs."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("fast", max_examples=25, **_COMMON)
+settings.register_profile("thorough", max_examples=1000, **_COMMON)
+settings.load_profile(os.environ.get("BI_COMPILE_TEST_PROFILE", "fast"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_threads_restored():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
