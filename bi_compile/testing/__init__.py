@@ -1,0 +1,39 @@
+"""The testing kit: does a sample get the same bits alone and in any batch?
+
+    from bi_compile.testing import assert_batch_invariant
+
+    def test_my_model():
+        assert_batch_invariant(model, inputs)
+
+Works on any callable: plain eager modules, any `torch.compile` backend, ours. Names are resolved on first use,
+so that pytest can load the plugin beside this file without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "assert_batch_invariant": "bi_compile.testing.invariance",
+    "InvarianceReport": "bi_compile.testing.invariance",
+    "BatchVarianceError": "bi_compile.testing.messages",
+    "VacuousCheckError": "bi_compile.testing.messages",
+    "InaccurateResultError": "bi_compile.testing.messages",
+    "Pad": "bi_compile.testing.padding",
+}
+
+__all__ = [*_PUBLIC]
+
+if TYPE_CHECKING:
+    from bi_compile.testing.invariance import InvarianceReport, assert_batch_invariant
+    from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
+    from bi_compile.testing.padding import Pad
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'bi_compile.testing' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
