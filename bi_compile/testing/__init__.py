@@ -3,10 +3,10 @@
     from bi_compile.testing import assert_batch_invariant
 
     def test_my_model():
-        assert_batch_invariant(model, inputs)
+        assert_batch_invariant(torch.compile(model, backend="batch_invariant"), inputs, control=model)
 
-Works on any callable: plain eager modules, any `torch.compile` backend, ours. Names are resolved on first use,
-so that pytest can load the plugin beside this file without importing torch.
+Works on any callable: eager modules, any `torch.compile` backend, ours. Names are resolved on first use, so
+that pytest can load the plugin beside this file without importing torch.
 """
 
 from importlib import import_module
@@ -21,7 +21,14 @@ _PUBLIC = {
     "Pad": "bi_compile.testing.padding",
 }
 
-__all__ = [*_PUBLIC]
+__all__ = [
+    "BatchVarianceError",
+    "InaccurateResultError",
+    "InvarianceReport",
+    "Pad",
+    "VacuousCheckError",
+    "assert_batch_invariant",
+]
 
 if TYPE_CHECKING:
     from bi_compile.testing.invariance import InvarianceReport, assert_batch_invariant

@@ -25,7 +25,10 @@ def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     if a.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return torch.full(a.shape, torch.nan, dtype=torch.float64)
-    distance = (_ordered(a).double() - _ordered(b).double()).abs()
+    left, right = _ordered(a), _ordered(b)
+    distance = (left.double() - right.double()).abs()
+    # The difference of two int64 overflows only where a float64 is precise enough anyway.
+    distance = torch.where(distance < 2**62, (left - right).abs().double(), distance)
     return distance.masked_fill(a.isnan() | b.isnan(), torch.nan)
 
 

@@ -1,0 +1,278 @@
+"""`assert_batch_invariant`: every sample alone, then in batches, compared bit by bit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bi_compile.testing.accuracy import Accuracy, measure_accuracy
+from bi_compile.testing.batches import Batch, Pool
+from bi_compile.testing.bits import as_integers, differing, ulps
+from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
+from bi_compile.testing.padding import Pad
+from bi_compile.testing.trees import leaves
+
+Outputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class InvarianceReport:
+    """What a passed check did."""
+
+    samples: int
+    batches: int
+    rows: int
+    """Output rows compared with the sample's own result alone."""
+    elements: int
+    sizes: tuple[int, ...]
+    seed: int
+    control: str | None
+    """First line of what the control failed with; None without a control."""
+    accuracy: Accuracy | None
+    """Errors against float64; None without a reference."""
+    ignored: tuple[str, ...]
+    """Outputs that are no tensors and no numbers, and were not compared."""
+
+
+def assert_batch_invariant(
+    fn: Callable[..., Any],
+    *inputs: Any,
+    batch_dims: int | Sequence[int | None] = 0,
+    sizes: Sequence[int] = (1, 2, 3, 4, 7, 8, 16, 33),
+    trials: int = 2,
+    neighbours: Sequence[float] = (float("nan"), float("inf"), 3e4, 0.0),
+    padding: Pad | None = None,
+    control: Callable[..., Any] | None = None,
+    reference: Callable[..., Any] | None = None,
+    tolerance: float = 1.5,
+    seed: int = 0,
+) -> InvarianceReport:
+    """Assert that every sample gets the same bits alone and in any batch.
+
+    fn: called with the inputs of a batch. Returns a tensor, or a tuple, list, mapping or dataclass of them;
+        in each output tensor, one dimension must grow with the batch (it is found by probing).
+    inputs: a pool of samples, each tensor stacking n >= 2 of them along its batch dimension; any dtype.
+        Nested containers are cut leaf by leaf; anything that is no tensor is passed through.
+    batch_dims: the batch dimension of all inputs, or one per input; None for an input shared by all samples.
+    sizes: batch sizes. Sizes above n repeat samples.
+    trials: batches of each size with other samples as neighbours: random members, order and positions.
+    neighbours: for each size and each of these values, one more batch in which the floating-point inputs of
+        some rows hold nothing but the value, and the rows beside them are compared.
+    padding: lengths of the samples and how to pad them; see `Pad`. Without it all samples have one length.
+    control: a callable expected to fail the same check, usually the model without batch invariance.
+        If it passes, so would anything, and VacuousCheckError is raised.
+    reference: a correctness partner: a module or callable run in float64, sample by sample. fn's largest
+        error against it may be at most `tolerance` times that of the control (without one: of the reference
+        itself in the inputs' own dtype), plus one ulp of the largest value.
+    seed: decides which batches are drawn. A failure names the seed and the size that show it again.
+
+    Returns an InvarianceReport of what was compared.
+    Raises BatchVarianceError at the first batch in which a row's bits differ (it names the sample, its
+    position, the element, both values and their distance in ulps), VacuousCheckError when the check could not
+    have failed, InaccurateResultError when the reference is missed.
+    """
+    pool = Pool.of(inputs, batch_dims, padding)
+    if not any(size > 1 for size in sizes):
+        raise VacuousCheckError(
+            f"no batch size above 1 in sizes={tuple(sizes)}",
+            hint="leave sizes out, or add 2 and an odd number.",
+        )
+    check = _Check(pool, tuple(sizes), trials, tuple(neighbours), seed)
+    counts, alone, ignored = check.run(fn)
+    shown = None if control is None else _failure_of(control, check)
+    accuracy = None
+    if reference is not None:
+        accuracy = measure_accuracy(pool, alone, reference=reference, stock=control or reference)
+        _require_accurate(accuracy, tolerance)
+    return InvarianceReport(pool.size, *counts, check.sizes, seed, shown, accuracy, ignored)
+
+
+@dataclass(frozen=True)
+class _Check:
+    pool: Pool
+    sizes: tuple[int, ...]
+    trials: int
+    neighbours: tuple[float, ...]
+    seed: int
+
+    def run(self, fn: Callable[..., Any]) -> tuple[tuple[int, int, int], list[Outputs], tuple[str, ...]]:
+        """Compare all batches; returns (batches, rows, elements), the results alone, the ignored outputs."""
+        pool = self.pool
+        called = [_call(fn, pool, pool.alone(sample)) for sample in range(pool.size)]
+        alone, ignored = [outputs for outputs, _ in called], called[0][1]
+        _refuse_vacuous(alone)
+        dims = _batch_dims_of_outputs(fn, pool, alone[0])
+        batches = rows = elements = 0
+        for size in self.sizes:
+            drawn = pool.draw(size, trials=self.trials, neighbours=self.neighbours, seed=self.seed)
+            for batch in drawn:
+                outputs, _ = _call(fn, pool, batch)
+                elements += self._compare(outputs, alone, dims, batch)
+                batches += 1
+                rows += len(batch.kept) * len(dims)
+        return (batches, rows, elements), alone, ignored
+
+    def _compare(self, outputs: Outputs, alone: list[Outputs], dims: dict[str, int], batch: Batch) -> int:
+        elements = 0
+        for name, dim in dims.items():
+            bad: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+            for position in batch.kept:
+                sample = batch.members[position]
+                expected = alone[sample][name]
+                row = self._row(outputs.get(name), dim, position, batch, expected)
+                if row is None or row.shape != expected.shape or row.dtype != expected.dtype:
+                    raise self._other_form(name, batch, position, expected, outputs.get(name))
+                elements += row.numel()
+                if not torch.equal(as_integers(row), as_integers(expected)):
+                    bad.append((position, expected, row))
+            if bad:
+                raise self._variance(name, batch, bad)
+        return elements
+
+    def _row(
+        self, output: torch.Tensor | None, dim: int, position: int, batch: Batch, expected: torch.Tensor
+    ):
+        if output is None or output.dim() != expected.dim() or output.shape[dim] % len(batch.members):
+            return None
+        extent = output.shape[dim] // len(batch.members)
+        row = output.narrow(dim, position * extent, extent)
+        if self.pool.padding is not None and batch.length is not None:
+            sample = batch.members[position]
+            row = self.pool.padding.trim(row, sample, alone=expected.shape, length=batch.length)
+        return row
+
+    def _variance(self, name: str, batch: Batch, bad: list) -> BatchVarianceError:
+        position, expected, row = bad[0]
+        differ = differing(expected, row)
+        first = tuple(differ.nonzero()[0].tolist()) if differ.dim() else ()
+        apart = ulps(expected, row)
+        count = sum(int(differing(e, r).sum()) for _, e, r in bad)
+        distances = torch.cat([ulps(e, r)[differing(e, r)].flatten() for _, e, r in bad])
+        numbers = distances[~distances.isnan()]
+        most = f", by at most {float(numbers.max()):.0f} ulps" if numbers.numel() else ""
+        details = [
+            self._where(batch, position),
+            batch.describe(position),
+            f"first difference at {list(first)}: alone {_shown(expected[first])}, "
+            f"in the batch {_shown(row[first])}{_apart(apart[first])}",
+            f"{len(bad)} of the {len(batch.kept)} rows compared differ in this batch, in {count} of "
+            f"{len(batch.kept) * expected.numel()} elements{most}",
+        ]
+        return BatchVarianceError(
+            f"{name} of sample {batch.members[position]} changes with the batch",
+            details=details,
+            hint=self._hint(batch),
+        )
+
+    def _other_form(self, name: str, batch: Batch, position: int, expected: torch.Tensor, output: Any):
+        got = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, torch.Tensor) else "missing"
+        return BatchVarianceError(
+            f"{name} of sample {batch.members[position]} has another form in the batch",
+            details=[
+                self._where(batch, position),
+                f"alone {tuple(expected.shape)} {expected.dtype}, the whole batch {got}",
+            ],
+            hint=self._hint(batch),
+        )
+
+    def _where(self, batch: Batch, position: int) -> str:
+        padded = "" if batch.length is None else f", all padded to length {batch.length}"
+        return f"batch of {len(batch.members)} ({batch.trial}), the sample at position {position}{padded}"
+
+    def _hint(self, batch: Batch) -> str:
+        return f"this batch is drawn again by seed={self.seed}, sizes=({len(batch.members)},)."
+
+
+def _call(fn: Callable[..., Any], pool: Pool, batch: Batch) -> tuple[Outputs, tuple[str, ...]]:
+    """The tensors fn returns, copied at once (a later call may reuse their memory), and what is no tensor."""
+    outputs: Outputs = {}
+    ignored: list[str] = []
+    for path, leaf in leaves(fn(*pool.take(batch)), "output"):
+        if isinstance(leaf, torch.Tensor):
+            outputs[path] = leaf.detach().clone()
+        elif leaf is not None:
+            ignored.append(path)
+    return outputs, tuple(ignored)
+
+
+def _refuse_vacuous(alone: list[Outputs]) -> None:
+    floating = [name for name, value in alone[0].items() if value.is_floating_point() or value.is_complex()]
+    if not floating:
+        names = ", ".join(f"{name} {value.dtype}" for name, value in alone[0].items()) or "no tensor at all"
+        raise VacuousCheckError(
+            f"no output is floating-point: {names}",
+            hint="return the values before they are rounded to integers (logits, not argmax).",
+        )
+    for name in floating:
+        first = alone[0][name]
+        for other in (outputs.get(name) for outputs in alone[1:]):
+            same = (
+                other is not None and other.shape == first.shape and not bool(differing(first, other).any())
+            )
+            if not same:
+                return
+    raise VacuousCheckError(
+        f"all {len(alone)} samples give the same output",
+        hint="pass samples that differ, and check that fn uses its inputs.",
+    )
+
+
+def _batch_dims_of_outputs(fn: Callable[..., Any], pool: Pool, alone: Outputs) -> dict[str, int]:
+    """The dimension of each output that is proportional to the batch, probed with copies of one sample."""
+    two, _ = _call(fn, pool, pool.alone(0, copies=2))
+    three, _ = _call(fn, pool, pool.alone(0, copies=3))
+    dims: dict[str, int] = {}
+    for name, one in alone.items():
+        shapes = [one.shape, *(o[name].shape if name in o else () for o in (two, three))]
+        if len({len(shape) for shape in shapes}) == 1:
+            grows = [
+                d for d, n in enumerate(one.shape) if n and shapes[1][d] == 2 * n and shapes[2][d] == 3 * n
+            ]
+            if grows:
+                dims[name] = grows[0]
+                continue
+        raise VacuousCheckError(
+            f"{name} has no dimension that grows with the batch",
+            details=[f"shapes for 1, 2 and 3 samples: {', '.join(str(tuple(s)) for s in shapes)}"],
+            hint="return only results of single samples; a value of the whole batch, such as a mean loss, "
+            "depends on it by definition.",
+        )
+    return dims
+
+
+def _failure_of(control: Callable[..., Any], check: _Check) -> str:
+    try:
+        check.run(control)
+    except BatchVarianceError as failure:
+        return failure.what
+    raise VacuousCheckError(
+        "the control passes the same check, so passing it shows nothing",
+        hint="take a control that is not batch-invariant (the model without bi_compile), larger or "
+        "order-sensitive inputs, more sizes, or leave control out.",
+    )
+
+
+def _require_accurate(accuracy: Accuracy, tolerance: float) -> None:
+    for name, error in accuracy.errors.items():
+        allowed = tolerance * accuracy.stock_errors[name] + accuracy.ulps[name]
+        if not error <= allowed:
+            raise InaccurateResultError(
+                f"{name} is farther from the float64 reference than stock is",
+                details=[
+                    f"largest error {error:.3g}, stock's {accuracy.stock_errors[name]:.3g}, "
+                    f"allowed {allowed:.3g} ({tolerance} times stock's plus one ulp of the largest value)"
+                ],
+                hint="the results are invariant but wrong: look for a missing term or a lower precision.",
+            )
+
+
+def _shown(value: torch.Tensor) -> str:
+    return (
+        repr(value.item()) if value.is_complex() or not value.is_floating_point() else f"{value.item():.9g}"
+    )
+
+
+def _apart(distance: torch.Tensor) -> str:
+    d = float(distance)
+    return "" if d != d else f" ({d:.0f} ulp{'s' * (d != 1)} apart)"
