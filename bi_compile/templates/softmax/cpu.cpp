@@ -1,0 +1,122 @@
+// softmax and log_softmax over one dim of a tensor of any strides, sums by the tree of cpu/row_tree.h.
+//
+// A row is read as contiguous memory, or gathered; neighbouring rows that lie side by side go through vectors
+// across them. All three have the same bits: an exponential is the same function of x - m wherever it is taken.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <memory>
+
+#include "cpu/row_tree.h"
+#include "cpu/row_view.h"
+
+namespace {
+
+// The exponentials of a row are kept where they will be divided: in the output if it is wide enough.
+template <bool kLog, class T, class P>
+void softmax_row(const P* x, int64_t n, T* out, Acc<T>* exponentials) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  // The sign of a zero maximum and a NaN that is passed over do not matter: the sum below meets the NaN itself.
+  const V maximum(largest<A>(n, [&](int64_t i, int64_t count) { return load(x + i, count); }));
+  const V sum(reduce_row<Sum, A>(n, [&](int64_t begin, int64_t end) {
+    return reduce_span<Sum, A>(begin, end, [&](int64_t i, int64_t count) {
+      const V e = (load(x + i, count) - maximum).exp();
+      if constexpr (!kLog) e.store(exponentials + i, static_cast<int>(count));
+      return e;
+    });
+  }));
+  const V log_sum = kLog ? sum.log() : sum;
+  for (int64_t i = 0; i < n; i += kWidth<A>) {
+    const int64_t count = std::min(kWidth<A>, n - i);
+    if constexpr (kLog) {
+      store(out + i, (load(x + i, count) - maximum) - log_sum, count);
+    } else {
+      store(out + i, load(exponentials + i, count) / sum, count);
+    }
+  }
+}
+
+// width neighbouring rows whose elements i lie at x + i * stride and out + i * out_stride.
+template <bool kLog, class T>
+void softmax_columns(const T* x, T* out, const Dim& dim, int64_t width) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const auto valid = [&](int64_t k) { return std::clamp<int64_t>(width - k * kWidth<A>, 0, kWidth<A>); };
+  const auto element = [&](int64_t i, int64_t k) {
+    return valid(k) == 0 ? V(A(0)) : load(x + i * dim.stride + k * kWidth<A>, valid(k));
+  };
+  const auto maximum = reduce_columns<Maximum, A>(dim.size, element);
+  const auto sum = reduce_columns<Sum, A>(
+      dim.size, [&](int64_t i, int64_t k) { return (element(i, k) - maximum.v[k]).exp(); });
+  const auto divisor = kLog ? sum.map([](const V& s, int64_t) { return s.log(); }) : sum;
+  for (int64_t i = 0; i < dim.size; ++i) {
+    for (int64_t k = 0; k * kWidth<A> < width; ++k) {
+      const V shifted = element(i, k) - maximum.v[k];
+      store(out + i * dim.out_stride + k * kWidth<A>,
+            kLog ? shifted - divisor.v[k] : shifted.exp() / divisor.v[k], valid(k));
+    }
+  }
+}
+
+template <bool kLog, class T>
+void softmax_rows(const RowView& view, const T* x, T* out) {
+  using A = Acc<T>;
+  const Dim dim = view.reduced.empty() ? Dim{1, 1, 1} : view.reduced[0];
+  const bool dense = dim.stride == 1 && dim.out_stride == 1;
+  if (!dense && view.columns()) {
+    constexpr int64_t wide = kColumnGroup * kWidth<A>;
+    const int64_t inner = view.kept.back().size;
+    const int64_t groups = (inner + wide - 1) / wide;
+    for_each_task(view.rows / inner * groups, view.n * wide, [&](int64_t task) {
+      const int64_t column = task % groups * wide;
+      const int64_t row = task / groups * inner + column;
+      softmax_columns<kLog>(x + offset(view.kept, row), out + offset(view.kept, row, &Dim::out_stride), dim,
+                            std::min(wide, inner - column));
+    });
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, view.n));
+  at::parallel_for(0, view.rows, grain, [&](int64_t begin, int64_t end) {
+    const bool in_place = std::is_same_v<T, A> && dense;
+    const std::unique_ptr<A[]> exponentials(in_place || kLog ? nullptr : new A[view.n]);
+    const std::unique_ptr<A[]> elements(dense ? nullptr : new A[view.n]);
+    const std::unique_ptr<T[]> results(dense ? nullptr : new T[view.n]);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* from = x + offset(view.kept, row);
+      T* to = out + offset(view.kept, row, &Dim::out_stride);
+      if (dense) {
+        A* scratch = exponentials.get();
+        if constexpr (std::is_same_v<T, A>) scratch = to;
+        softmax_row<kLog>(from, view.n, to, scratch);
+      } else {
+        gather(view.reduced, from, 0, view.n, elements.get());
+        softmax_row<kLog>(elements.get(), view.n, results.get(), exponentials.get());
+        for (int64_t i = 0; i < view.n; ++i) to[i * dim.out_stride] = results[i];
+      }
+    }
+  });
+}
+
+template <bool kLog>
+at::Tensor softmax_over(const char* op, const at::Tensor& x, int64_t dim) {
+  const auto reduced = reduced_dims(x, {dim});
+  at::Tensor out = at::empty(x.sizes(), at::TensorOptions().dtype(x.dtype()).device(x.device()));
+  const RowView view(x, reduced, &out);
+  for_dtype(op, x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (x.numel() > 0) softmax_rows<kLog>(view, x.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+  });
+  return out;
+}
+
+at::Tensor softmax(const at::Tensor& x, int64_t dim) { return softmax_over<false>("softmax", x, dim); }
+
+at::Tensor log_softmax(const at::Tensor& x, int64_t dim) { return softmax_over<true>("log_softmax", x, dim); }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(bi_compile, CPU, m) {
+  m.impl("softmax", &softmax);
+  m.impl("log_softmax", &log_softmax);
+}
