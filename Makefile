@@ -1,0 +1,44 @@
+# make demo   set up what is missing, then embed 200 sentences with four arms: table, plot, JSON in out/
+# make test   set up what is missing, then lint, type check and run all tests
+# make bench  speed and memory against stock PyTorch, as ratios
+#
+# PYTHON=python3.12 chooses the interpreter of the virtual environment, PIP_ARGS is passed to pip install.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+WORKERS ?= 2
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint kernels unit bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/embeddings.py
+
+test: lint unit
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Each worker is a process of its own: more than one thread in each would only make them wait for each other.
+# Tests that compare thread counts set them themselves.
+unit: kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# Before the workers start, so that none compiles what another compiles too.
+kernels: $(INSTALLED)
+	$(BIN)/python tests/build_kernels.py
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,demo,dev]'
+	touch $@
