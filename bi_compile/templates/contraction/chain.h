@@ -1,0 +1,148 @@
+// One chunk of the contraction tree: chains of fused multiply-adds in index order, a tile of them at a time.
+//
+// A scheme says how a dtype's elements are packed and what one step of its chain is. All schemes of a dtype have
+// the same bits. Operands are packed to rows[row * kRowStride + step] and columns[step * kColumns + column].
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "cpu/row_vector.h"
+#include "cpu/simd.h"
+
+namespace {
+
+constexpr int64_t kChunk = BI_CONTRACTION_CHUNK;
+
+#if defined(BI_ISA_AVX512)
+constexpr int kTileRows = 12;
+#elif defined(BI_ISA_AVX2)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr int kTileVectors = 2;
+
+// fp32, fp64, and fp16 widened to fp32: one element a step.
+template <class T>
+struct Plain {
+  using Element = T;
+  using Packed = Acc<T>;
+  using Sum = Acc<T>;
+  using F = Fma<Sum>;
+  using V = typename F::V;
+  static constexpr int64_t kPerStep = 1;   // elements of K in one packed value
+  static constexpr bool kSwapped = false;  // pairs of K are packed in swapped order
+  static constexpr auto kSubnormals = FloatingPointMode::kKeep;
+  static V load(const Packed* p) { return F::load(p); }
+  static V step(V sum, const Packed* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
+};
+
+// bf16 where the machine has no instruction for it: pairs of K in swapped order, one element a step, with
+// subnormals flushed as VDPBF16PS flushes them.
+struct FlushedPairs {
+  using Element = at::BFloat16;
+  using Packed = float;
+  using Sum = float;
+  using F = Fma<float>;
+  using V = F::V;
+  static constexpr int64_t kPerStep = 1;
+  static constexpr bool kSwapped = true;
+  static constexpr auto kSubnormals = FloatingPointMode::kFlush;
+  static V load(const float* p) { return F::load(p); }
+#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+  static V step(V sum, const float* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
+#else
+  static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+  static float step(float sum, float a, float b) {
+    sum = flushed(sum), a = flushed(a), b = flushed(b);
+    const float r = std::fma(a, b, sum);
+    // x86 asks whether a result is subnormal after rounding it as if exponents had no end: a value just below
+    // the smallest normal number may have been rounded up to it by the coarser steps of subnormals.
+    const bool smallest = std::fabs(r) == 0x1p-126f && std::fabs(std::fma(a * 0x1p64f, b, sum * 0x1p64f)) < 0x1p-62f;
+    return smallest ? std::copysign(0.0f, r) : flushed(r);
+  }
+
+  static V step(V sum, const float* a, const V& b) {
+    for (int64_t j = 0; j < F::kWidth; ++j) sum.lane[j] = step(sum.lane[j], *a, b.lane[j]);
+    return sum;
+  }
+#endif
+};
+
+#if defined(BI_ISA_AVX512)
+// bf16 by VDPBF16PS: two elements a step, the odd one first. Assembly, because the instruction set extension is
+// looked for at run time and not switched on for the whole file.
+struct HardwarePairs {
+  using Element = at::BFloat16;
+  using Packed = uint32_t;
+  using Sum = float;
+  using F = Fma<float>;
+  using V = __m512;
+  static constexpr int64_t kPerStep = 2;
+  static constexpr bool kSwapped = false;
+  static constexpr auto kSubnormals = FloatingPointMode::kKeep;
+  static V load(const uint32_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+  static V step(V sum, const uint32_t* a, V b) {
+    const __m512i pair = _mm512_set1_epi32(static_cast<int>(*a));
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(pair), "v"(b));
+    return sum;
+  }
+};
+#endif
+
+// Packed values of one chunk of K.
+template <class S>
+constexpr int64_t kSteps = kChunk / S::kPerStep;
+
+// Rows a multiple of 4096 bytes apart would fall on one set of the first-level cache.
+template <class S>
+constexpr int64_t kRowStride = kSteps<S> + 16;
+
+template <class S>
+constexpr int64_t kColumns = kTileVectors * S::F::kWidth;
+
+// sums[row * kColumns + column] of `Rows` rows and all columns of one panel.
+template <class S, int Rows>
+void chain_tile(const typename S::Packed* rows, const typename S::Packed* columns, int64_t steps,
+                typename S::Sum* sums) {
+  using V = typename S::V;
+  constexpr int64_t kWidth = S::F::kWidth;
+  V sum[Rows][kTileVectors];
+  for (int i = 0; i < Rows; ++i) {
+    for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::F::zero();
+  }
+  for (int64_t k = 0; k < steps; ++k) {
+    V column[kTileVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; ++j) column[j] = S::load(columns + k * kColumns<S> + j * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::step(sum[i][j], rows + i * kRowStride<S> + k, column[j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; ++j) S::F::store(sums + i * kColumns<S> + j * kWidth, sum[i][j]);
+  }
+}
+
+template <class S>
+using ChainTile = void (*)(const typename S::Packed*, const typename S::Packed*, int64_t, typename S::Sum*);
+
+template <class S, int... Rows>
+constexpr ChainTile<S> chain_tile_of(int64_t rows, std::integer_sequence<int, Rows...>) {
+  constexpr ChainTile<S> tiles[] = {&chain_tile<S, Rows + 1>...};
+  return tiles[rows - 1];
+}
+
+// The kernel for 1 <= rows <= kTileRows.
+template <class S>
+ChainTile<S> chain_tile_of(int64_t rows) {
+  return chain_tile_of<S>(rows, std::make_integer_sequence<int, kTileRows>());
+}
+
+}  // namespace

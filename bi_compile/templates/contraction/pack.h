@@ -1,0 +1,84 @@
+// Copies of one chunk of an operand in the layout the chains read, from any strides.
+#pragma once
+
+#include <cstring>
+
+#include "contraction/chain.h"
+#include "contraction/transpose.h"
+
+namespace {
+
+// A matrix of which `along` runs along K and `across` from one row (or column) to the next.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t across;
+  int64_t along;
+  const T* at(int64_t line, int64_t k) const { return data + line * across + k * along; }
+};
+
+template <class S>
+int64_t steps_of(int64_t elements) {
+  if constexpr (S::kSwapped) return (elements + 1) / 2 * 2;
+  return (elements + S::kPerStep - 1) / S::kPerStep;
+}
+
+// Packed value number `step` of a line of `elements` elements, `along` apart.
+template <class S, class T>
+typename S::Packed packed(const T* line, int64_t along, int64_t step, int64_t elements) {
+  if constexpr (S::kPerStep == 2) {
+    const uint32_t even = line[2 * step * along].x;
+    const uint32_t odd = 2 * step + 1 < elements ? line[(2 * step + 1) * along].x : 0;
+    return even | odd << 16;
+  } else {
+    const int64_t k = S::kSwapped ? step ^ 1 : step;
+    return k < elements ? static_cast<typename S::Packed>(line[k * along]) : 0;
+  }
+}
+
+// One line, its values `stride` apart in the packed layout.
+template <class S, class T>
+void pack_line(const T* line, int64_t along, int64_t elements, typename S::Packed* out, int64_t stride) {
+  const int64_t steps = steps_of<S>(elements);
+  for (int64_t step = 0; step < steps; ++step) out[step * stride] = packed<S>(line, along, step, elements);
+}
+
+// count lines to out[line * kRowStride + step].
+template <class S, class T>
+void pack_rows(const Operand<T>& source, int64_t count, int64_t elements, typename S::Packed* out) {
+  for (int64_t row = 0; row < count; ++row, out += kRowStride<S>) {
+    const T* line = source.at(row, 0);
+    if (source.along != 1 || S::kSwapped) {
+      pack_line<S>(line, source.along, elements, out, 1);
+    } else if constexpr (sizeof(T) * S::kPerStep == sizeof(typename S::Packed)) {
+      if (elements % S::kPerStep != 0) out[elements / S::kPerStep] = 0;
+      std::memcpy(out, line, elements * sizeof(T));
+    } else {
+      constexpr int64_t kWidth = S::F::kWidth;
+      int64_t k = 0;
+      for (; k + kWidth <= elements; k += kWidth) load(line + k, kWidth).store(out + k);
+      for (; k < elements; ++k) out[k] = packed<S>(line, 1, k, elements);
+    }
+  }
+}
+
+// count <= kColumns lines to out[step * kColumns + line]; absent lines are zero.
+template <class S, class T>
+void pack_columns(const Operand<T>& source, int64_t count, int64_t elements, typename S::Packed* out) {
+  constexpr int64_t kLines = kColumns<S>;
+  const int64_t steps = steps_of<S>(elements);
+  int64_t done = 0;  // steps packed for all lines
+#if defined(BI_ISA_AVX512)
+  if (count == kLines) {
+    if (source.along == 1) done = transpose_columns<S>(source.data, source.across, elements, out);
+    if (source.across == 1) done = interleave_columns<S>(source.data, source.along, elements, out);
+  }
+#endif
+  for (int64_t line = 0; line < kLines; ++line) {
+    for (int64_t step = done; step < steps; ++step) {
+      out[step * kLines + line] = line < count ? packed<S>(source.at(line, 0), source.along, step, elements) : 0;
+    }
+  }
+}
+
+}  // namespace
