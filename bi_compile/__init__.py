@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "batch_invariant": "bi_compile.backend",
-    "eager": "bi_compile.eager",
+    "eager": "bi_compile.eager_mode",
     "explain": "bi_compile.report",
     "BatchInvariantError": "bi_compile.errors",
     "Options": "bi_compile.options",
@@ -20,7 +20,7 @@ __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
     from bi_compile.backend import batch_invariant
-    from bi_compile.eager import eager
+    from bi_compile.eager_mode import eager
     from bi_compile.errors import BatchInvariantError
     from bi_compile.options import Options
     from bi_compile.report import explain

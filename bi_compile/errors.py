@@ -115,3 +115,15 @@ class CacheDirectoryError(_Message):
             f"cannot write the kernel cache {path!r}: {reason}",
             hint="set the environment variable BI_COMPILE_CACHE_DIR to a directory that can be written.",
         )
+
+
+class RecompileLimitError(_Message):
+    """Dynamo was about to run a function in eager mode, without asking the backend."""
+
+    def __init__(self, limit: str, value: str, function: str) -> None:
+        super().__init__(
+            f"recompile limit reached ({limit}={value}): Dynamo would run {function} in eager mode",
+            details=["eager PyTorch is not batch-invariant"],
+            hint="let sizes be dynamic (do not pass dynamic=False), or raise the limit: "
+            f"torch._dynamo.config.{limit or 'recompile_limit'} = 64.",
+        )

@@ -1,11 +1,19 @@
 """The only file that names Inductor settings or private torch APIs: one place per torch version."""
 
+import logging
+import re
 import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from torch import fx
 
-from bi_compile.errors import CompilerNotFoundError
+from bi_compile.errors import CompilerNotFoundError, RecompileLimitError, UnsupportedDeviceError
+from bi_compile.templates.pointwise.functions import expressions
 
 
 def best_isa() -> str:
@@ -50,3 +58,263 @@ def cpp_command(source: Path, *, flags: list[str], isa: str) -> list[str]:
     # -march=native would let the compiler use more than the chosen instruction set; ours are explicit.
     command = [word for word in command if word != "-march=native"]
     return [*command, *_ISA_FLAGS[isa].split(), *flags]
+
+
+_PINNED = {
+    # Inductor keeps bf16 and fp16 intermediates of a fused kernel in fp32; eager rounds each of them.
+    "emulate_precision_casts": True,
+    # A fused multiply-add rounds once where two ops round twice.
+    "cpp.enable_floating_point_contract_flag": "off",
+    "cpp.enable_unsafe_math_opt_flag": False,
+}
+"""Settings every compilation runs under."""
+
+_REFUSED = {
+    "emulate_precision_casts": "fused kernels would round where unfused ones do not",
+    "cpp.enable_floating_point_contract_flag": "fused kernels would round where unfused ones do not",
+    "cpp.enable_unsafe_math_opt_flag": "the C++ compiler would be free to reorder sums",
+    "cpp.simdlen": "graphs compiled for another vector length use another vector math",
+    "post_grad_custom_post_pass": "the check of the final graph runs in its place",
+    "use_fast_math": "functions would be approximated differently in different kernels",
+    "cpp.use_decompose_tanh": "tanh would have two formulas",
+}
+
+
+def is_option(key: str) -> bool:
+    """Whether Inductor has a setting of this name."""
+    from torch._inductor import config
+
+    return key.replace("-", "_") in config.get_config_copy()
+
+
+def breaks_promise(key: str, value: Any) -> str | None:
+    """Why a setting would break batch invariance, or None."""
+    key = key.replace("-", "_")
+    if key in _PINNED and value == _PINNED[key]:
+        return None
+    return _REFUSED.get(key)
+
+
+def mode_options(mode: str | None) -> dict[str, Any]:
+    """The settings behind torch.compile's `mode`."""
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode)) if mode and mode != "default" else {}
+
+
+def stock_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """The decompositions Inductor uses for ops it has no lowering for."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return dict(select_decomp_table())
+
+
+def compile_graph(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    settings: Mapping[str, Any],
+    decompositions: Mapping[Any, Any],
+    verify: Callable[[fx.Graph], None],
+    key: str,
+    cached: bool,
+) -> Callable[..., Any]:
+    """Compile a graph from Dynamo with Inductor.
+
+    settings: Inductor settings of this compilation, below the pinned ones.
+    verify: called with the final graph of each direction, after all of Inductor's own passes.
+    key: what the result depends on besides the graph and the settings; part of every cache key.
+    cached: whether results may come from, and go to, Inductor's caches.
+    """
+    from torch._functorch import config as functorch_config
+    from torch._inductor import compile_fx as host
+
+    patches = {**settings, **_PINNED, "post_grad_custom_post_pass": _final_pass(verify, key)}
+    if not cached:
+        patches["fx_graph_cache"] = False
+
+    def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+        # The backward graph is compiled long after this function has returned: the settings come along.
+        with canonical_codegen():
+            return host.compile_fx_inner(graph_module, inputs, **options)
+
+    autograd_cache = functorch_config.enable_autograd_cache and cached
+    with functorch_config.patch(enable_autograd_cache=autograd_cache):
+        return host.compile_fx(
+            module,
+            list(example_inputs),
+            inner_compile=inner,
+            config_patches=patches,
+            decompositions=decompositions,  # type: ignore[arg-type]
+        )
+
+
+def _final_pass(verify: Callable[[fx.Graph], None], key: str) -> Any:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class BiCompileVerify(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            verify(graph)
+
+        def uuid(self) -> str:
+            return f"bi_compile-{key}"
+
+    return BiCompileVerify()
+
+
+@contextmanager
+def canonical_codegen() -> Iterator[None]:
+    """Generate C++ in which a transcendental function has one implementation, in vector and scalar code.
+
+    Stock Inductor calls at::vec in vectorised loops and the C library elsewhere, so bits would depend on
+    whether a fused kernel happened to vectorise.
+    """
+    from torch._inductor.codegen import cpp
+
+    with ExitStack() as stack:
+        for name, (arguments, expression) in expressions().items():
+            vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
+            stack.enter_context(mock.patch.object(cpp.CppVecOverrides, name, staticmethod(vector)))
+            stack.enter_context(mock.patch.object(cpp.CppOverrides, name, staticmethod(scalar)))
+        yield
+
+
+def _vector_code(arguments: int, expression: str) -> Callable[..., str]:
+    if arguments == 1:
+
+        def unary(x: Any) -> str:
+            return f"[](const auto& x) {{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x})"
+
+        return unary
+
+    def binary(x: Any, y: Any) -> str:
+        return (
+            "[](const auto& x, const auto& y) "
+            f"{{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x}, {y})"
+        )
+
+    return binary
+
+
+def _scalar_code(arguments: int, expression: str) -> Callable[..., str]:
+    # A whole vector of the value, and its first lane.
+    body = (
+        "using S = std::conditional_t<std::is_same_v<std::decay_t<decltype(p)>, double>, double, float>; "
+        "using V = at::vec::Vectorized<S>; "
+    )
+    tail = f"S out[V::size()]; V({expression}).store(out); return out[0];"
+    if arguments == 1:
+
+        def unary(x: Any) -> str:
+            return f"[](auto p) {{ {body}V x(static_cast<S>(p)); {tail} }}({x})"
+
+        return unary
+
+    def binary(x: Any, y: Any) -> str:
+        return (
+            f"[](auto p, auto q) {{ {body}V x(static_cast<S>(p)); V y(static_cast<S>(q)); {tail} }}({x}, {y})"
+        )
+
+    return binary
+
+
+def user_line(node: fx.Node) -> str | None:
+    """The user's line behind a node: `model.py:42, in forward:  x = self.bn(x)`."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return None
+    found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', trace)
+    if not found:
+        return None
+    file, line, function, code = found[-1]
+    return f"{file}:{line}, in {function}:  {code.strip()}"
+
+
+def is_exact_function(target: Any) -> bool:
+    """Whether a call target that is no ATen op is known to compute nothing on tensors' values."""
+    return getattr(target, "__module__", "") in ("_operator", "math", "torch.sym_int", "torch.fx.experimental.sym_node")
+
+
+def refuse_foreign_devices(inputs: Sequence[Any]) -> None:
+    """Raise UnsupportedDeviceError for inputs on a device without kernels."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and value.device.type not in ("cpu",):
+            raise UnsupportedDeviceError(str(value.device), "CPU")
+
+
+@contextmanager
+def caches_off() -> Iterator[None]:
+    """Compile everything anew."""
+    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+        yield
+
+
+def make_batch_dynamic(module: fx.GraphModule) -> None:
+    """Ask Dynamo to trace again with dim 0 of every real input dynamic, unless it is already.
+
+    Without this the first batch size gets a graph of its own. It changes how many graphs there are, never a
+    bit. Nothing is asked where the user said dynamic=False.
+    """
+    from torch._dynamo import config, maybe_mark_dynamic
+    from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+
+    if config.assume_static_by_default and not config.automatic_dynamic_shapes:
+        return
+    static = [tensor for tensor, seen in _real_inputs(module) if _is_static_batch(tensor, seen)]
+    if not static:
+        return
+    for tensor in static:
+        tensor._bi_compile_asked = True  # type: ignore[attr-defined]
+        maybe_mark_dynamic(tensor, 0)
+    raise TensorifyScalarRestartAnalysis(restart_reason="bi_compile: one graph for all batch sizes")
+
+
+def _is_static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> bool:
+    # Dynamo gives sizes 0 and 1 a graph of their own whatever one asks.
+    static = isinstance(seen.shape[0], int) and seen.shape[0] > 1
+    return static and not getattr(tensor, "_bi_compile_asked", False)
+
+
+def _real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The user's tensors with their fake counterparts: no parameters, buffers or scalars."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        argument, seen = node.meta.get("grapharg"), node.meta.get("example_value")
+        source = getattr(node, "_dynamo_source", None)
+        if argument is None or source is None or not isinstance(seen, torch.Tensor) or seen.dim() == 0:
+            continue
+        tensor = argument.example
+        guard = source.guard_source
+        owned = guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()
+        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter) and not owned:
+            yield tensor, seen
+
+
+_frames: set[int] = set()
+
+
+class _RecompileLimit(logging.Filter):
+    """Turns Dynamo's silent step to eager execution into an error, for functions this backend compiled."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from torch._guards import CompileContext
+
+        if not str(record.msg).startswith("torch._dynamo hit config."):
+            return True
+        context = CompileContext.current_compile_id()
+        if context is not None and context.frame_id in _frames:
+            arguments = record.args if isinstance(record.args, tuple) else ()
+            limit, value, function = (*map(str, arguments[:3]), "", "", "")[:3]
+            raise RecompileLimitError(limit, value, function)
+        return True
+
+
+def watch_recompile_limit() -> None:
+    """Refuse, for the frame being compiled, the eager execution that follows Dynamo's recompile limit."""
+    from torch._guards import CompileContext
+
+    context = CompileContext.current_compile_id()
+    if context is not None and context.frame_id is not None:
+        _frames.add(context.frame_id)
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    if not any(isinstance(f, _RecompileLimit) for f in logger.filters):
+        logger.addFilter(_RecompileLimit())

@@ -57,7 +57,7 @@ def build(family: str, *, isa: str | None = None) -> Path:
 def _digest(family: str, command: list[str]) -> str:
     digest = hashlib.sha256(" ".join(command).encode())
     digest.update(torch.__version__.encode())
-    for path in sorted([*(_TEMPLATES / family).glob("*.[ch]*"), *(_TEMPLATES / "cpu").glob("*.h")]):
+    for path in sorted([*(_TEMPLATES / family).glob("*.[cdh]*"), *(_TEMPLATES / "cpu").glob("*.h")]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]

@@ -1,0 +1,56 @@
+"""What torch.compile calls for `backend="batch_invariant"`."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from bi_compile import inductor
+from bi_compile.debug import Dump
+from bi_compile.options import Options
+from bi_compile.passes.capture import capture
+from bi_compile.pipeline import decompositions, fingerprint
+from bi_compile.report import record_compilation, record_graph
+from bi_compile.verify import verify
+
+
+def batch_invariant(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile a graph from Dynamo so that every sample gets the same bits whatever shares its batch.
+
+    mode, options: as given to torch.compile; see `bi_compile.options.Options`.
+    Raises errors of `bi_compile.errors`, which Dynamo wraps in BackendCompilerFailed.
+    """
+    parsed = Options.parse(options)
+    inductor.refuse_foreign_devices(example_inputs)
+    inductor.watch_recompile_limit()
+    inductor.make_batch_dynamic(module)
+    record_compilation()
+
+    dump = Dump(parsed.dump)
+    dump.graph("captured", module.graph)
+    capture(module)
+    dump.graph("whole_ops", module.graph)
+    return inductor.compile_graph(
+        module,
+        example_inputs,
+        settings={**inductor.mode_options(mode), **parsed.inductor},
+        decompositions=decompositions(),
+        verify=functools.partial(_verify, options=parsed, dump=dump),
+        key=f"{fingerprint()}-{parsed.on_unsupported}",
+        # Warnings and dumps come from the passes, and a cached graph runs none.
+        cached=parsed.on_unsupported == "error" and parsed.dump is None,
+    )
+
+
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
+    dump.graph("final", graph)
+    verdicts = verify(graph, options.on_unsupported)
+    dump.verdicts("verdicts", verdicts)
+    record_graph(verdicts)

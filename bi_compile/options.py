@@ -1,0 +1,52 @@
+"""Options of the backend: `torch.compile(..., options={...})` and BI_COMPILE_* environment variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bi_compile import inductor
+from bi_compile.errors import OptionError
+
+_ON_UNSUPPORTED = ("error", "warn", "ignore")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one compilation behaves.
+
+    on_unsupported: what to do with an op that has no batch-invariant lowering: "error" refuses to compile,
+        "warn" leaves the op as stock PyTorch has it and says so, "ignore" leaves it and is silent.
+    dump: folder into which the rewritten graphs and the report of each compilation are written.
+    inductor: options passed through to Inductor.
+    """
+
+    on_unsupported: str = "error"
+    dump: str | None = None
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any] | None = None) -> "Options":
+        """Options from the dict a user gave to torch.compile, over BI_COMPILE_* variables, over defaults.
+
+        Raises OptionError for an unknown key or value and for Inductor options that break the promise.
+        """
+        given = dict(given or {})
+        own = {f.name for f in fields(cls)} - {"inductor"}
+        values: dict[str, Any] = {}
+        for name in sorted(own):
+            variable = f"BI_COMPILE_{name.upper()}"
+            if name in given:
+                values[name] = given.pop(name)
+            elif os.environ.get(variable):
+                values[name] = os.environ[variable]
+        if values.get("on_unsupported", "error") not in _ON_UNSUPPORTED:
+            raise OptionError.bad_value("on_unsupported", values["on_unsupported"], _ON_UNSUPPORTED)
+        if not isinstance(values.get("dump"), str | os.PathLike | None):
+            raise OptionError.bad_value("dump", values["dump"], ["a folder name"])
+        for key, value in given.items():
+            if not inductor.is_option(key):
+                raise OptionError.unknown_key(key, own)
+            if why := inductor.breaks_promise(key, value):
+                raise OptionError.breaks_promise(key, value, why)
+        return cls(**values, inductor=given)

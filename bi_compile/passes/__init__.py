@@ -1,0 +1,1 @@
+"""Rewrites of ATen ops to canonical templates: one family a file."""

@@ -1,0 +1,68 @@
+"""Whole ops caught before PyTorch decomposes them: linear and scaled_dot_product_attention.
+
+PyTorch picks their decomposition by contiguity, size, mask and gradient mode, and the pieces round in
+different places. Caught whole, each has one definition. The ops below carry autograd and trace through to the
+raw templates; both the compiled graph (`capture`) and eager mode (`CAPTURED`) put them in.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from bi_compile.templates import attention, contraction
+
+_library = torch.library.Library("bi_compile", "FRAGMENT")
+_library.define("differentiable_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor")
+_library.define(
+    "differentiable_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, "
+    "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
+)
+
+
+def _autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The tensors as autocast hands them to the stock op."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    eligible = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in eligible else t for t in tensors)
+
+
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return contraction.linear(*_autocast(input, weight, bias))  # type: ignore[arg-type]
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> torch.Tensor:
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    return attention.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
+
+
+_library.impl("differentiable_linear", _linear, "CompositeImplicitAutograd")
+_library.impl("differentiable_attention", _attention, "CompositeImplicitAutograd")
+
+_linear_op = torch.ops.bi_compile.differentiable_linear.default
+_attention_op = torch.ops.bi_compile.differentiable_attention.default
+
+CAPTURED = {
+    torch.nn.functional.linear: _linear_op,
+    torch.nn.functional.scaled_dot_product_attention: _attention_op,
+    torch.ops.aten.linear.default: _linear_op,
+    torch.ops.aten.scaled_dot_product_attention.default: _attention_op,
+}
+"""Stock function -> our op of the same signature."""
+
+
+def capture(module: fx.GraphModule) -> None:
+    """Replace captured functions in a graph from Dynamo, nested graphs included, in place."""
+    for graph_module in module.modules():
+        if not isinstance(graph_module, fx.GraphModule):
+            continue
+        changed = False
+        for node in graph_module.graph.nodes:
+            if node.op == "call_function" and node.target in CAPTURED:
+                node.target = CAPTURED[node.target]
+                changed = True
+        if changed:
+            graph_module.recompile()

@@ -1,0 +1,59 @@
+"""mm, bmm, addmm, baddbmm, mv, dot and their kin -> one contraction order."""
+
+from typing import Any
+
+import torch
+
+from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.templates import contraction as _  # noqa: F401  (defines the ops)
+
+aten = torch.ops.aten
+bi = torch.ops.bi_compile
+Tensor = torch.Tensor
+
+
+@rewrite(aten.mm.default)
+def _mm(a: Tensor, b: Tensor) -> Any:
+    return bi.mm(a, b) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.bmm.default)
+def _bmm(a: Tensor, b: Tensor) -> Any:
+    return bi.bmm(a, b) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.addmm.default)
+def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return bi.addmm(c, a, b, beta=beta, alpha=alpha) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.baddbmm.default)
+def _baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return bi.baddbmm(c, a, b, beta=beta, alpha=alpha) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.addbmm.default)
+def _addbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    # The sum over the batch of products is one contraction over (batch, K).
+    flat_a = a.permute(1, 0, 2).reshape(a.shape[1], -1)
+    return bi.addmm(c, flat_a, b.reshape(-1, b.shape[2]), beta=beta, alpha=alpha) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.mv.default)
+def _mv(a: Tensor, x: Tensor) -> Any:
+    return bi.mm(a, x.unsqueeze(1)).squeeze(1) if is_floating(a) else NotImplemented
+
+
+@rewrite(aten.addmv.default)
+def _addmv(c: Tensor, a: Tensor, x: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    if not is_floating(a):
+        return NotImplemented
+    return bi.addmm(c.unsqueeze(-1), a, x.unsqueeze(1), beta=beta, alpha=alpha).squeeze(1)
+
+
+@rewrite(aten.dot.default, aten.vdot.default)
+def _dot(x: Tensor, y: Tensor) -> Any:
+    return bi.mm(x.unsqueeze(0), y.unsqueeze(1)).reshape(()) if is_floating(x) else NotImplemented
+
+
+REWRITES = (*_mm, *_bmm, *_addmm, *_baddbmm, *_addbmm, *_mv, *_addmv, *_dot)

@@ -1,0 +1,55 @@
+"""The passes in order, and the one table of decompositions that compiled graphs and eager mode share."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bi_compile import inductor
+from bi_compile.passes import contraction, normalization, pointwise, reduction, scatter, softmax
+
+PIPELINE = (
+    contraction,  # the products first: other decompositions end in them
+    normalization,  # whole norms before the sums they are made of
+    softmax,  # likewise
+    reduction,  # what is left of sums, maxima and variances
+    scatter,  # additions into rows by index
+    pointwise,  # one rounding for ops that hosts contract or choose formulas for
+)
+"""Families of rewrites. A later one never sees what an earlier one replaced."""
+
+
+class DecompositionTable(dict[torch._ops.OpOverload, Callable[..., Any]]):
+    """Op -> decomposition. Pickled by reference, so that Inductor's caches can key on it."""
+
+    def __reduce__(self) -> tuple[Callable[[], "DecompositionTable"], tuple[()]]:
+        return decompositions, ()
+
+
+@cache
+def decompositions() -> DecompositionTable:
+    """Inductor's own decompositions with ours in front."""
+    table = DecompositionTable(inductor.stock_decompositions())
+    table.update(canonical())
+    return table
+
+
+@cache
+def canonical() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """Our rewrites alone: op -> build."""
+    return {rewrite.op: rewrite.build for family in PIPELINE for rewrite in family.REWRITES}
+
+
+@cache
+def fingerprint() -> str:
+    """Digest of every source file of the package and the torch version: part of every cache key."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    root = Path(__file__).resolve().parent
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h", ".def"):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
