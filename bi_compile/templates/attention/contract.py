@@ -1,0 +1,286 @@
+"""Scaled dot product attention whose rows do not know their batch.
+
+Op
+    bi_compile::attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale)
+        -> (Tensor, Tensor)
+        q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], Hq a multiple of Hkv: query head h reads
+        kv head h // (Hq // Hkv). One dtype of fp32, bf16, fp16, fp64, any strides.
+        mask: broadcastable to [B, Hq, Lq, Lk]; boolean (True: attend) or added to the scores (q's dtype, or
+        fp32 for bf16 and fp16). is_causal: query i attends to keys 0 ... i. Both may be given.
+        Returns the output [B, Hq, Lq, Dv], stored as [B, Lq, Hq, Dv], and the logsumexp of each row's scores
+        [B, Hq, Lq], fp32 (fp64 for fp64).
+
+The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, others in fp32, widened exactly)
+    score  = (chain of fused multiply-adds over d = 0, 1, ..., from +0) * scale, then + mask.
+             A key masked by False or by causality has the score -inf.
+    block  = KV_BLOCK keys, aligned to key 0: m' = max(m, scores); alpha = exp(m - m'); p = exp(score - m').
+             Lane j (of 16) = p[j] + p[j+16] + p[j+32] + p[j+48], left to right; lane j then takes in lane
+             j+8, j+4, j+2, j+1. l = fma(l, alpha, lane 0). o = o * alpha, then the chain of fma(p, v, o) over
+             the keys in order.
+    split  = KV_SPLIT keys walked block by block from m = -inf, l = 0, o = 0.
+    merge  = splits in order: m' = max(m, m2), a = exp(m - m'), c = exp(m2 - m'), l = fma(l, a, l2 * c),
+             o = fma(o, a, o2 * c).
+    output = o * (1 / l) + 0, rounded once; 0 where l = 0 (no key). logsumexp = m + log(l); -inf where l = 0.
+    exp is one fixed polynomial (`exp.h`), within 1 ulp, exactly 1 at 0, exactly 0 below -87 (-708 in fp64).
+
+What follows from it
+    A row depends on its own query, its own mask row and its own head's keys and values. Keys masked at the
+    end are the identity, block or part of a block: attention over Lk keys equals attention over more keys
+    whose surplus is masked, and a decoded query equals its row of a causal prefill.
+    A masked key contributes nothing even if its key or value holds NaN or infinity. Masked means: False,
+    beyond causality, or an additive mask at or below the lowest finite number of the mask's dtype. A mask of
+    that number equals one of -inf, bit for bit, in rows that have another key. In rows that have none, False
+    and -inf give 0 and the lowest finite number gives the average over all keys, padding included: both as
+    in PyTorch.
+
+Stock kernels choose block sizes and the product's order by the number of queries, keys and threads.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
+from bi_compile.templates.registry import define
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> None:
+    if q.dtype not in DTYPES:
+        raise UnsupportedDtypeError("attention", str(q.dtype), map(str, DTYPES))
+    torch._check(
+        k.dtype == q.dtype and v.dtype == q.dtype,
+        lambda: f"attention: q, k and v have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}",
+    )
+    torch._check(
+        q.dim() == 4 and k.dim() == 4 and v.dim() == 4,
+        lambda: f"attention: q, k and v have 4 dims, got {q.dim()}, {k.dim()} and {v.dim()}",
+    )
+    if mask is not None and mask.dtype not in _mask_dtypes(q.dtype):
+        supported = " or ".join(map(str, _mask_dtypes(q.dtype)))
+        raise TypeError(f"attention: the mask of {q.dtype} inputs is {supported}, got {mask.dtype}")
+
+
+def _mask_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    low = dtype in (torch.bfloat16, torch.float16)
+    return (torch.bool, dtype, torch.float32) if low else (torch.bool, dtype)
+
+
+def _fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check(q, k, v, mask)
+    batch, heads, queries, _ = q.shape
+    out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return out, q.new_empty(batch, heads, queries, dtype=lse_dtype)
+
+
+attention = define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale) -> (Tensor, Tensor)",
+    family="attention",
+    fake=_fake,
+)
+
+
+class _Attention(torch.autograd.Function):
+    """The raw op forward; backward from the saved logsumexp, composed of canonical ops."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+        scale: float,
+    ) -> torch.Tensor:
+        out, lse = attention(q, k, v, mask, is_causal, scale)
+        ctx.save_for_backward(q, k, v, mask, out, lse)
+        ctx.is_causal = is_causal
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, mask, out, lse = ctx.saved_tensors
+        found = attention_backward(
+            grads[0], q, k, v, mask, out, lse, ctx.is_causal, ctx.scale, mask_grad=ctx.needs_input_grad[3]
+        )
+        return (*found, None, None)
+
+
+def attention_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    is_causal: bool,
+    scale: float,
+    *,
+    mask_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of q, k, v and, if asked for, of an additive mask.
+
+    grad [B, Hq, Lq, Dv]; the others as taken and returned by `attention`. With P = exp(scores - logsumexp):
+    dV = P^T dO, dP = dO V^T, dS = P * (dP - sum(dO * O)), dQ = dS K * scale, dK = dS^T Q * scale, through
+    bi_compile's bmm and sum in the dtype of lse, each rounded once. The queries of all heads of a group are
+    rows of one product, so that grouped heads are summed by the contraction's tree.
+    """
+    bmm = torch.ops.bi_compile.bmm.default
+    total = torch.ops.bi_compile.sum.default
+    batch, heads, queries, size = q.shape
+    kv_heads, keys, value_size = k.shape[1], k.shape[2], v.shape[3]
+    groups, rows = batch * kv_heads, (heads // kv_heads) * queries
+    wide = lse.dtype
+
+    q_rows = q.to(wide).reshape(groups, rows, size)
+    grad_rows = grad.to(wide).reshape(groups, rows, value_size)
+    k_rows = k.to(wide).reshape(groups, keys, size)
+    v_rows = v.to(wide).reshape(groups, keys, value_size)
+
+    scores = (bmm(q_rows, k_rows.transpose(1, 2)) * scale).reshape(batch, heads, queries, keys)
+    scores = _apply_mask(scores, mask, is_causal)
+    # A row without any key has the logsumexp -inf and no gradient.
+    finite_lse = torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)
+    weights = torch.exp(scores - finite_lse).reshape(groups, rows, keys)
+
+    grad_v = bmm(weights.transpose(1, 2), grad_rows)
+    grad_weights = bmm(grad_rows, v_rows.transpose(1, 2))
+    delta = total(grad.to(wide) * out.to(wide), [-1], True)
+    grad_scores = weights * (grad_weights - delta.reshape(groups, rows, 1))
+    grad_q = bmm(grad_scores, k_rows) * scale
+    grad_k = bmm(grad_scores.transpose(1, 2), q_rows) * scale
+
+    grad_mask = None
+    if mask_grad and mask is not None:
+        grad_mask = _sum_to(grad_scores.reshape(batch, heads, queries, keys), mask.shape).to(mask.dtype)
+    return (
+        grad_q.reshape(q.shape).to(q.dtype),
+        grad_k.reshape(k.shape).to(k.dtype),
+        grad_v.reshape(v.shape).to(v.dtype),
+        grad_mask,
+    )
+
+
+def _apply_mask(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+    if is_causal:
+        queries, keys = scores.shape[-2:]
+        query = torch.arange(queries, device=scores.device).unsqueeze(1)
+        scores = torch.where(torch.arange(keys, device=scores.device) <= query, scores, -math.inf)
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return torch.where(mask, scores, -math.inf)
+    return torch.where(mask == -math.inf, -math.inf, scores + mask)
+
+
+def _sum_to(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """x summed over the dims in which `shape` was broadcast to x's shape."""
+    x_shape = [1] * (x.dim() - len(shape)) + list(shape)
+    dims = [i for i, size in enumerate(x_shape) if size == 1]
+    return torch.ops.bi_compile.sum.default(x, dims, True).reshape(shape) if dims else x.reshape(shape)
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` through `bi_compile::attention`, with gradients.
+
+    query [..., Hq, Lq, D], key [..., Hkv, Lk, D], value [..., Hkv, Lk, Dv], two dims or more, leading dims
+    broadcast; attn_mask broadcastable to [..., Hq, Lq, Lk]. Returns [..., Hq, Lq, Dv].
+    Raises UnsupportedDtypeError, UnsupportedOpError for dropout, and RuntimeError where stock does.
+    """
+    _refuse(query, key, value, attn_mask, dropout_p, is_causal)
+    if scale is None:
+        # The head size is a constant of any graph, never an extent of the batch.
+        scale = 1.0 / math.sqrt(max(int(query.shape[-1]), 1))
+    if attn_mask is not None and query.dtype == torch.float64 and attn_mask.dtype == torch.float32:
+        attn_mask = attn_mask.double()
+
+    heads = [t.shape[:-2] for t in (query, key, value)]
+    if enable_gqa and min(t.dim() for t in (query, key, value)) >= 3:
+        # The last leading dim counts heads: grouped, not broadcast.
+        outer = torch.broadcast_shapes(*(lead[:-1] for lead in heads))
+        leads = [(*outer, lead[-1]) for lead in heads]
+    else:
+        leads = [torch.broadcast_shapes(*heads)] * 3
+    q, k, v = (_four_dims(t, lead) for t, lead in zip((query, key, value), leads, strict=True))
+    mask = attn_mask
+    if mask is not None and mask.dim() >= 4 and len(leads[0]) > 2:
+        mask = mask.expand(*leads[0][:-1], *mask.shape[-3:]).flatten(0, -4)
+
+    inputs = [t for t in (q, k, v, mask) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        out: torch.Tensor = _Attention.apply(q, k, v, mask, is_causal, scale)  # type: ignore[assignment]
+    else:
+        out, _ = attention(q, k, v, mask, is_causal, scale)
+    return out if len(leads[0]) == 2 else out.reshape(*leads[0], *out.shape[-2:])
+
+
+def _four_dims(x: torch.Tensor, lead: Sequence[int]) -> torch.Tensor:
+    """x broadcast to the leading dims `lead`, all but the last of which become one."""
+    x = x.expand(*lead, *x.shape[-2:])
+    if len(lead) > 2:
+        return x.flatten(0, -4)
+    return x[(None,) * (2 - len(lead))]
+
+
+def _refuse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+) -> None:
+    name = "scaled_dot_product_attention"
+    if query.dtype not in DTYPES:
+        raise UnsupportedDtypeError(name, str(query.dtype), map(str, DTYPES))
+    if dropout_p > 0:
+        raise UnsupportedOpError(
+            f"{name} with dropout",
+            signature=f"query {_describe(query)}, dropout_p={dropout_p}",
+            where=None,
+            reason="random numbers are drawn for the whole batch: a sample's own depend on its position. "
+            "Call model.eval(), or set the dropout of attention to 0.",
+        )
+    shapes = f"query {_describe(query)}, key {_describe(key)}, value {_describe(value)}"
+    if min(query.dim(), key.dim(), value.dim()) < 2:
+        raise RuntimeError(f"{name}: query, key and value must have two dims or more, got {shapes}")
+    if query.dtype != key.dtype or query.dtype != value.dtype:
+        raise RuntimeError(f"{name}: query, key and value must have one dtype, got {shapes}")
+    if attn_mask is None:
+        return
+    if is_causal:
+        raise RuntimeError(
+            f"{name}: attn_mask and is_causal=True exclude one another, got a mask {_describe(attn_mask)}"
+        )
+    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise RuntimeError(
+            f"{name}: attn_mask must be boolean, fp32 or of the query's dtype, "
+            f"got {_describe(attn_mask)} for {shapes}"
+        )
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"

@@ -1,0 +1,159 @@
+// attention on the CPU: see contract.py for the tree.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <tuple>
+
+#include "attention/tile.h"
+
+namespace {
+
+// Rows of a tile: many, so that packing a block of keys is paid for; fewer when threads would be idle.
+int64_t tile_rows(int64_t rows, int64_t groups, int threads) {
+  const int64_t share = rows * groups / (4 * threads);
+  return round_up(std::min(rows, std::clamp<int64_t>(share, 4 * kRows, kMaxTileRows)), kRows);
+}
+
+// f(task) for every task, on as many threads as at::parallel_for would use.
+template <class F>
+void for_each_task(int64_t tasks, int threads, F f) {
+  if (threads == 1 || tasks <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) f(task);
+    return;
+  }
+  std::atomic<bool> failed = false;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t task = 0; task < tasks; ++task) {
+    try {
+      f(task);
+    } catch (...) {
+      failed = true;
+    }
+  }
+  TORCH_CHECK(!failed, "attention: out of memory");
+}
+
+template <class T>
+void run(const Problem<T>& problem) {
+  using A = Acc<T>;
+  const int64_t rows = problem.group() * problem.queries, groups = problem.batch * problem.kv_heads;
+  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t height = tile_rows(rows, groups, threads), tiles = (rows + height - 1) / height;
+  const int64_t tasks = groups * tiles, splits = problem.splits();
+  static thread_local Arena arena;
+
+  const auto tile_of = [&](int64_t task) {
+    const int64_t group = task / tiles, first = task % tiles * height;
+    return Tile<T>(problem, arena, group / problem.kv_heads, group % problem.kv_heads, first,
+                   std::min(height, rows - first));
+  };
+  if (tasks >= threads || splits <= 1) {
+    for_each_task(tasks, threads, [&](int64_t task) {
+      Tile<T> tile = tile_of(task);
+      tile.clear(tile.part);
+      tile.run_split(0, tile.part);
+      if (tile.attended() <= BI_ATTENTION_KV_SPLIT) return tile.finish(tile.part);
+      std::swap(tile.part, tile.total);
+      for (int64_t split = 1; split * BI_ATTENTION_KV_SPLIT < tile.attended(); ++split) {
+        tile.clear(tile.part);
+        tile.run_split(split, tile.part);
+        tile.merge(tile.total, tile.part);
+      }
+      tile.finish(tile.total);
+    });
+    return;
+  }
+  // Few rows and many keys: the splits of a tile run side by side and are merged in order, to the same bits.
+  const int64_t size = round_up(Tile<T>::state_size(problem, height), kLanes);
+  Arena parts;
+  parts.reset(Arena::bytes<A>(tasks * splits * size));
+  A* memory = parts.take<A>(tasks * splits * size);
+  const auto state_of = [&](int64_t task, int64_t split) {
+    const int64_t count = std::min(height, rows - task % tiles * height);
+    return Tile<T>::state_at(problem, count, memory + (task * splits + split) * size);
+  };
+  for_each_task(tasks * splits, threads, [&](int64_t at) {
+    Tile<T> tile = tile_of(at / splits);
+    const State<A> state = state_of(at / splits, at % splits);
+    tile.clear(state);
+    tile.run_split(at % splits, state);
+  });
+  for_each_task(tasks, threads, [&](int64_t task) {
+    Tile<T> tile = tile_of(task);
+    const State<A> total = state_of(task, 0);
+    for (int64_t split = 1; split < splits; ++split) tile.merge(total, state_of(task, split));
+    tile.finish(total);
+  });
+}
+
+void copy_strides(const at::Tensor& x, int64_t (&strides)[4]) {
+  for (int i = 0; i < 4; ++i) strides[i] = x.stride(i);
+}
+
+template <class T>
+void set_mask(Problem<T>& problem, const at::Tensor& mask, const at::Tensor& expanded) {
+  copy_strides(expanded, problem.mask_stride);
+  problem.mask = mask.const_data_ptr();
+  if (mask.scalar_type() == at::kBool) {
+    problem.mask_kind = MaskKind::boolean;
+    return;
+  }
+  const bool low = mask.scalar_type() == c10::CppTypeToScalarType<T>::value;
+  problem.mask_kind = low && sizeof(T) < sizeof(Acc<T>) ? MaskKind::low : MaskKind::accumulator;
+  if (low) problem.mask_lowest = static_cast<Acc<T>>(std::numeric_limits<T>::lowest());
+}
+
+template <class T>
+std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                const std::optional<at::Tensor>& mask, bool causal, double scale) {
+  Problem<T> problem;
+  problem.batch = q.size(0), problem.heads = q.size(1), problem.queries = q.size(2), problem.size = q.size(3);
+  problem.kv_heads = k.size(1), problem.keys = k.size(2), problem.value_size = v.size(3);
+  problem.q = q.const_data_ptr<T>(), problem.k = k.const_data_ptr<T>(), problem.v = v.const_data_ptr<T>();
+  copy_strides(q, problem.q_stride);
+  copy_strides(k, problem.k_stride);
+  copy_strides(v, problem.v_stride);
+  problem.causal = causal;
+  problem.scale = static_cast<Acc<T>>(scale);
+  const std::array<int64_t, 4> full = {problem.batch, problem.heads, problem.queries, problem.keys};
+  if (mask) set_mask(problem, *mask, mask->expand(full));
+  const auto lse_dtype = c10::CppTypeToScalarType<Acc<T>>::value;
+  at::Tensor out = at::empty({problem.batch, problem.queries, problem.heads, problem.value_size}, q.options());
+  at::Tensor lse = at::empty({problem.batch, problem.heads, problem.queries}, q.options().dtype(lse_dtype));
+  problem.out = out.mutable_data_ptr<T>();
+  problem.lse = lse.mutable_data_ptr<Acc<T>>();
+  if (lse.numel() > 0) run(problem);
+  return {out.transpose(1, 2), lse};
+}
+
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const std::optional<at::Tensor>& mask, bool is_causal, double scale) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "attention: q, k and v have 4 dims, got ", q.sizes(), ", ",
+              k.sizes(), " and ", v.sizes());
+  TORCH_CHECK(q.size(0) == k.size(0) && k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == v.size(2) &&
+                  q.size(3) == k.size(3) && (k.size(1) == q.size(1) || (k.size(1) > 0 && q.size(1) % k.size(1) == 0)),
+              "attention: q [B,Hq,Lq,D], k [B,Hkv,Lk,D], v [B,Hkv,Lk,Dv] with Hq a multiple of Hkv, got ", q.sizes(),
+              ", ", k.sizes(), " and ", v.sizes());
+  const auto dtype = q.scalar_type();
+  TORCH_CHECK(k.scalar_type() == dtype && v.scalar_type() == dtype, "attention: q, k and v have one dtype, got ", dtype,
+              ", ", k.scalar_type(), " and ", v.scalar_type());
+  if (mask) {
+    const auto given = mask->scalar_type();
+    TORCH_CHECK(given == at::kBool || given == dtype || (given == at::kFloat && dtype != at::kDouble),
+                "attention: the mask is boolean, fp32 or of q's dtype, got ", given, " for ", dtype);
+  }
+  switch (dtype) {
+    case at::kFloat: return attention_of<float>(q, k, v, mask, is_causal, scale);
+    case at::kDouble: return attention_of<double>(q, k, v, mask, is_causal, scale);
+    case at::kBFloat16: return attention_of<c10::BFloat16>(q, k, v, mask, is_causal, scale);
+    case at::kHalf: return attention_of<c10::Half>(q, k, v, mask, is_causal, scale);
+    default: TORCH_CHECK(false, "attention does not support ", dtype);
+  }
+}
+
+TORCH_LIBRARY_IMPL(bi_compile, CPU, m) { m.impl("attention", attention); }
+
+}  // namespace

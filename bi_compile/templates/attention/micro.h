@@ -1,0 +1,130 @@
+// The two products of a block on a few rows: scores = Q K^T and accumulator += P V.
+// Each output element is one chain of fused multiply-adds in index order, however many rows and columns a
+// kernel holds in registers.
+#pragma once
+
+#include <utility>
+
+#include "attention/pack.h"
+
+namespace {
+
+// Rows held in registers together, and registers of columns beside each: 6 x 4 of 32 or 6 x 2 of 16.
+constexpr int kRows = 6;
+#if defined(BI_ISA_AVX512)
+constexpr int kColumns = 4;
+#else
+constexpr int kColumns = 2;
+#endif
+
+// scores[r][0 ... N registers) = chain over d of q[r][d] * keys[d][...]
+template <class A, int R, int N>
+void multiply_keys(const A* q, int64_t q_stride, const A* keys, int64_t size, A* scores) {
+  using V = Vec<A>;
+  V sum[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sum[r][n] = V::broadcast(0);
+  for (int64_t d = 0; d < size; ++d) {
+    V key[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) key[n] = V::load(keys + d * kBlock + n * V::width);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V x = V::broadcast(q[r * q_stride + d]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[r][n] = fma(x, key[n], sum[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sum[r][n].store(scores + r * kBlock + n * V::width);
+}
+
+// out[r][...] = out[r][...] * alpha[r], then the chain over the keys of p[r][key] * v[key][...].
+// The last of the N registers reads `tail` columns of v.
+template <class A, class T, int R, int N>
+void multiply_values(const A* p, const A* alpha, const T* v, int64_t v_stride, int keys, int tail, A* out,
+                     int64_t out_stride) {
+  using V = Vec<A>;
+  const auto all = V::first(V::width), last = V::first(tail);
+  V sum[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const V scale = V::broadcast(alpha[r]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sum[r][n] = V::load(out + r * out_stride + n * V::width) * scale;
+  }
+  for (int key = 0; key < keys; ++key) {
+    V x[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const bool partial = n == N - 1;
+      x[n] = load_widened<T>(v + key * v_stride + n * V::width, partial ? last : all, partial ? tail : V::width);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V weight = V::broadcast(p[r * kBlock + key]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[r][n] = fma(weight, x[n], sum[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sum[r][n].store(out + r * out_stride + n * V::width);
+}
+
+// Calls f with the two numbers as compile-time constants: rows in 1 ... kRows, columns in 1 ... kColumns.
+template <class F>
+BI_INLINE void with_constants(int rows, int columns, F f) {
+  const auto with_columns = [&](auto r) {
+    switch (columns) {
+      case 1: return f(r, std::integral_constant<int, 1>());
+      case 2: return f(r, std::integral_constant<int, 2>());
+#if defined(BI_ISA_AVX512)
+      case 3: return f(r, std::integral_constant<int, 3>());
+      case 4: return f(r, std::integral_constant<int, 4>());
+#endif
+    }
+  };
+  switch (rows) {
+    case 1: return with_columns(std::integral_constant<int, 1>());
+    case 2: return with_columns(std::integral_constant<int, 2>());
+    case 3: return with_columns(std::integral_constant<int, 3>());
+    case 4: return with_columns(std::integral_constant<int, 4>());
+    case 5: return with_columns(std::integral_constant<int, 5>());
+    case 6: return with_columns(std::integral_constant<int, 6>());
+  }
+}
+
+// Scores of up to kRows rows against `keys` packed keys; columns up to the next multiple of 16 are written.
+template <class A>
+inline void score_block(int rows, const A* q, int64_t q_stride, const A* packed, int keys, int64_t size, A* scores) {
+  const int total = (keys + kLanes - 1) / kLanes * Lanes<A>::count;
+  for (int at = 0; at < total; at += kColumns) {
+    with_constants(rows, std::min(kColumns, total - at), [&](auto r, auto n) {
+      const int column = at * Vec<A>::width;
+      multiply_keys<A, r, n>(q, q_stride, packed + column, size, scores + column);
+    });
+  }
+}
+
+// The accumulators of up to kRows rows take in `keys` keys; out_stride is a multiple of kLanes.
+template <class A, class T>
+inline void accumulate_block(int rows, const A* p, const A* alpha, const T* v, int64_t v_stride, int keys,
+                             int64_t value_size, A* out, int64_t out_stride) {
+  constexpr int step = kColumns * Vec<A>::width;
+  for (int64_t at = 0; at < value_size; at += step) {
+    const int left = static_cast<int>(std::min<int64_t>(step, value_size - at));
+    const int columns = (left + Vec<A>::width - 1) / Vec<A>::width;
+    with_constants(rows, columns, [&](auto r, auto n) {
+      const int tail = left - (columns - 1) * Vec<A>::width;
+      multiply_values<A, T, r, n>(p, alpha, v + at, v_stride, keys, tail, out + at, out_stride);
+    });
+  }
+}
+
+}  // namespace

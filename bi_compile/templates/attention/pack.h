@@ -1,0 +1,186 @@
+// Reading keys, values, queries and masks of any dtype and strides into the layouts the micro-kernels want.
+// Low precision is widened exactly: nothing here rounds.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+
+#include "attention/vector.h"
+
+namespace {
+
+// fp64 computes in fp64, everything else in fp32.
+template <class T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+constexpr int kBlock = BI_ATTENTION_KV_BLOCK;
+static_assert(kBlock == 4 * kLanes, "the kernels hold a block of scores as four groups of sixteen lanes");
+
+// A register of elements at p; those past the mask's lanes are zero and their memory is not touched.
+template <class T>
+BI_INLINE Vec<Acc<T>> load_widened(const T* p, typename Vec<Acc<T>>::Mask lanes, int count) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  if constexpr (std::is_same_v<T, A>) {
+    return V::load(p, lanes);
+  } else {
+#if defined(BI_ISA_AVX512)
+    const __m256i half = _mm256_maskz_loadu_epi16(lanes, p);
+    if constexpr (std::is_same_v<T, c10::Half>) return {_mm512_cvtph_ps(half)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+#else
+    T padded[V::width] = {};
+    if (count < V::width) {
+      std::memcpy(static_cast<void*>(padded), p, count * sizeof(T));
+      p = padded;
+    }
+#if defined(BI_ISA_AVX2)
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (std::is_same_v<T, c10::Half>) return {_mm256_cvtph_ps(half)};
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+#else
+    A wide[V::width];
+    for (int i = 0; i < V::width; ++i) wide[i] = static_cast<A>(p[i]);
+    return V::load(wide);
+#endif
+#endif
+  }
+}
+
+// `size` elements `stride` apart, widened; to[size ... padded) becomes zero, padded being a multiple of kLanes.
+template <class T, class A>
+inline void copy_widened(const T* from, int64_t stride, int64_t size, A* to, int64_t padded) {
+  constexpr int width = Vec<A>::width;
+  if (stride == 1) {
+    for (int64_t i = 0; i < padded; i += width) {
+      const int count = static_cast<int>(std::clamp<int64_t>(size - i, 0, width));
+      load_widened<T>(from + i, Vec<A>::first(count), count).store(to + i);
+    }
+  } else {
+    for (int64_t i = 0; i < size; ++i) to[i] = static_cast<A>(from[i * stride]);
+    for (int64_t i = size; i < padded; ++i) to[i] = 0;
+  }
+}
+
+#if defined(BI_ISA_AVX512)
+
+// Sixteen bytes at the same place of sixteen keys, transposed: unit[i] holds the i-th 4 bytes of each key.
+BI_INLINE void transpose_16_keys(const char* const (&key)[kLanes], int64_t offset, __m512 (&unit)[4]) {
+  __m512 quad[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto at = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(key[i] + offset)); };
+    __m512 z = _mm512_castps128_ps512(at(j));
+    z = _mm512_mask_broadcast_f32x4(z, 0x00f0, at(4 + j));
+    z = _mm512_mask_broadcast_f32x4(z, 0x0f00, at(8 + j));
+    quad[j] = _mm512_mask_broadcast_f32x4(z, 0xf000, at(12 + j));
+  }
+  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1]));
+  const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
+  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1]));
+  const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
+  unit[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+  unit[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+  unit[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+  unit[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+}
+
+// The sixteen keys' elements d and d+1 out of 4-byte units that hold both.
+template <class T>
+BI_INLINE void split_pairs(__m512 unit, float* even, float* odd) {
+  const __m512i bits = _mm512_castps_si512(unit);
+  if constexpr (std::is_same_v<T, c10::Half>) {
+    _mm512_storeu_ps(even, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits)));
+    _mm512_storeu_ps(odd, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16))));
+  } else {
+    _mm512_storeu_si512(even, _mm512_slli_epi32(bits, 16));
+    _mm512_storeu_si512(odd, _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
+  }
+}
+
+#endif
+
+// Keys 0 ... count-1, `stride` apart, each of `size` elements `element` apart, as columns of to[size][kBlock].
+// Columns of absent keys up to the next multiple of 16 are zero, the rest is not written.
+template <class T, class A>
+inline void pack_keys(const T* keys, int64_t stride, int64_t element, int count, int64_t size, A* to) {
+  for (int first = 0; first < count; first += kLanes) {
+    const int present = std::min(kLanes, count - first);
+    int64_t d = 0;
+#if defined(BI_ISA_AVX512)
+    if (sizeof(A) == 4 && element == 1) {
+      // An absent key reads the last present one; its scores are thrown away.
+      const char* key[kLanes];
+      for (int j = 0; j < kLanes; ++j)
+        key[j] = reinterpret_cast<const char*>(keys + (first + std::min(j, present - 1)) * stride);
+      constexpr int step = 16 / sizeof(T);
+      for (; d + step <= size; d += step) {
+        __m512 unit[4];
+        transpose_16_keys(key, d * static_cast<int64_t>(sizeof(T)), unit);
+        float* at = reinterpret_cast<float*>(to) + d * kBlock + first;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          if constexpr (sizeof(T) == 4) {
+            _mm512_storeu_ps(at + i * kBlock, unit[i]);
+          } else {
+            split_pairs<T>(unit[i], at + 2 * i * kBlock, at + (2 * i + 1) * kBlock);
+          }
+        }
+      }
+    }
+#endif
+    for (; d < size; ++d) {
+      A* column = to + d * kBlock + first;
+      const T* key = keys + first * stride + d * element;
+      for (int j = 0; j < present; ++j) column[j] = static_cast<A>(key[j * stride]);
+      for (int j = present; j < kLanes; ++j) column[j] = 0;
+    }
+  }
+}
+
+// One row of a mask over a block of keys as numbers to add to the scores: True is 0 and False is -infinity.
+// to[count ... kBlock) is zero. Returns whether every key is masked by -infinity.
+template <class M, class A>
+inline bool pack_mask(const M* mask, int64_t stride, int count, A* to) {
+  if constexpr (std::is_same_v<M, bool>) {
+    for (int j = 0; j < count; ++j) to[j] = mask[j * stride] ? A(0) : -kInfinity<A>;
+    for (int j = count; j < kBlock; ++j) to[j] = 0;
+  } else {
+    copy_widened(mask, stride, count, to, kBlock);
+  }
+  bool masked = true;
+  for (int j = 0; j < count; ++j) masked &= to[j] == -kInfinity<A>;
+  return masked;
+}
+
+// `size` results rounded to T, to nearest even, once. Any NaN becomes one quiet NaN.
+template <class T, class A>
+inline void store_rounded(const A* from, int64_t size, T* to) {
+  int64_t i = 0;
+#if defined(BI_ISA_AVX512)
+  if constexpr (!std::is_same_v<T, A>) {
+    for (; i < size; i += 16) {
+      const __mmask16 lanes = Vec<float>::first(static_cast<int>(std::min<int64_t>(16, size - i)));
+      const __m512 x = _mm512_maskz_loadu_ps(lanes, from + i);
+      const __m512 y = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(kNaN<float>));
+      __m256i half;
+      if constexpr (std::is_same_v<T, c10::Half>) {
+        half = _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      } else {
+        // Half of the last kept bit is added, less one when the kept part is even.
+        const __m512i bits = _mm512_castps_si512(y);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i moved = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(moved, 16));
+      }
+      _mm256_mask_storeu_epi16(to + i, lanes, half);
+    }
+    return;
+  }
+#endif
+  for (; i < size; ++i) to[i] = static_cast<T>(from[i] == from[i] ? from[i] : kNaN<A>);
+}
+
+}  // namespace

@@ -1,0 +1,56 @@
+// The operands of one call, as the kernels see them.
+#pragma once
+
+#include "attention/softmax.h"
+
+namespace {
+
+enum class MaskKind { none, boolean, accumulator, low };
+
+// T: dtype of q, k, v and the output. Strides are in elements, in the order batch, head, position, element.
+template <class T>
+struct Problem {
+  using A = Acc<T>;
+  int64_t batch, heads, kv_heads, queries, keys, size, value_size;
+  const T *q, *k, *v;
+  int64_t q_stride[4], k_stride[4], v_stride[4];
+  MaskKind mask_kind = MaskKind::none;
+  const void* mask = nullptr;
+  int64_t mask_stride[4] = {};
+  A mask_lowest = std::numeric_limits<A>::lowest();  // of the mask's dtype
+  bool causal;
+  A scale;
+  T* out;  // [batch, queries, heads, value_size]
+  A* lse;  // [batch, heads, queries]
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t splits() const { return (keys + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT; }
+  // Keys that a query may see, masks apart: causal is aligned to the top left.
+  int64_t attended(int64_t query) const { return causal ? std::min(keys, query + 1) : keys; }
+
+  const T* q_row(int64_t b, int64_t h, int64_t query) const {
+    return q + b * q_stride[0] + h * q_stride[1] + query * q_stride[2];
+  }
+  const T* k_head(int64_t b, int64_t kv_head) const { return k + b * k_stride[0] + kv_head * k_stride[1]; }
+  const T* v_head(int64_t b, int64_t kv_head) const { return v + b * v_stride[0] + kv_head * v_stride[1]; }
+  T* out_row(int64_t b, int64_t h, int64_t query) const {
+    return out + ((b * queries + query) * heads + h) * value_size;
+  }
+  A* lse_at(int64_t b, int64_t h, int64_t query) const { return lse + (b * heads + h) * queries + query; }
+  int64_t mask_row(int64_t b, int64_t h, int64_t query) const {
+    return b * mask_stride[0] + h * mask_stride[1] + query * mask_stride[2];
+  }
+
+  // Calls f with the mask as a pointer of its own type.
+  template <class F>
+  BI_INLINE void with_mask(F f) const {
+    switch (mask_kind) {
+      case MaskKind::none: return;
+      case MaskKind::boolean: return f(static_cast<const bool*>(mask));
+      case MaskKind::accumulator: return f(static_cast<const A*>(mask));
+      case MaskKind::low: return f(static_cast<const T*>(mask));
+    }
+  }
+};
+
+}  // namespace

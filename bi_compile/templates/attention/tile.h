@@ -1,0 +1,209 @@
+// A tile: rows (query heads of one group, queries) that share the keys and values of one kv head.
+// How rows are grouped into tiles and strips enters no row's bits.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "attention/careful.h"
+
+namespace {
+
+constexpr int64_t kMaxTileRows = 32 * kRows;
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Memory of one thread, kept between calls.
+class Arena {
+ public:
+  void reset(size_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+      capacity_ = memory_ ? bytes : 0;
+      if (!memory_) throw std::bad_alloc();
+    }
+    used_ = 0;
+  }
+  template <class A>
+  A* take(int64_t count) {
+    A* p = reinterpret_cast<A*>(memory_.get() + used_);
+    used_ += bytes<A>(count);
+    return p;
+  }
+  template <class A>
+  static size_t bytes(int64_t count) {
+    return round_up(count * static_cast<int64_t>(sizeof(A)), 64);
+  }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t capacity_ = 0, used_ = 0;
+};
+
+template <class T>
+class Tile {
+  using A = Acc<T>;
+
+ public:
+  // Rows first ... first + rows - 1 of the group of query heads that share kv_head.
+  Tile(const Problem<T>& problem, Arena& arena, int64_t b, int64_t kv_head, int64_t first, int64_t rows)
+      : problem_(problem), b_(b), kv_head_(kv_head), first_(first), rows_(rows) {
+    const int64_t size = round_up(problem.size, kLanes), values = out_stride(problem);
+    arena.reset(Arena::bytes<A>(rows * size) + Arena::bytes<A>(size * kBlock) + Arena::bytes<A>(kBlock * values) +
+                2 * Arena::bytes<A>(kRows * kBlock) + 2 * Arena::bytes<A>(state_size(problem, rows)));
+    q_ = arena.take<A>(rows * size);
+    packed_keys_ = arena.take<A>(size * kBlock);
+    packed_values_ = arena.take<A>(kBlock * values);
+    scores_ = arena.take<A>(kRows * kBlock);
+    masks_ = arena.take<A>(kRows * kBlock);
+    part = state_at(problem, rows, arena.take<A>(state_size(problem, rows)));
+    total = state_at(problem, rows, arena.take<A>(state_size(problem, rows)));
+    for (int64_t r = 0; r < rows; ++r) {
+      copy_widened(problem.q_row(b, head(r), query(r)), problem.q_stride[3], problem.size, q_ + r * size, size);
+      attended_ = std::max(attended_, problem.attended(query(r)));
+    }
+  }
+
+  static int64_t out_stride(const Problem<T>& problem) { return round_up(problem.value_size, kLanes); }
+  static int64_t state_size(const Problem<T>& problem, int64_t rows) {
+    return rows * out_stride(problem) + 2 * strips(rows) * kLanes;
+  }
+  static State<A> state_at(const Problem<T>& problem, int64_t rows, A* memory) {
+    A* maximum = memory + rows * out_stride(problem);
+    return {maximum, maximum + strips(rows) * kLanes, memory};
+  }
+
+  // Keys that any row of the tile may see.
+  int64_t attended() const { return attended_; }
+
+  void clear(State<A> state) const {
+    std::fill_n(state.out, rows_ * out_stride(problem_), A(0));
+    std::fill_n(state.maximum, strips(rows_) * kLanes, -kInfinity<A>);
+    std::fill_n(state.sum, strips(rows_) * kLanes, A(0));
+  }
+
+  // All blocks of one split into a cleared state.
+  void run_split(int64_t split, State<A> state) {
+    const int64_t begin = split * BI_ATTENTION_KV_SPLIT;
+    const int64_t end = std::min<int64_t>(attended_, begin + BI_ATTENTION_KV_SPLIT);
+    for (int64_t block = begin; block < end; block += kBlock)
+      run_block(block, static_cast<int>(std::min<int64_t>(kBlock, end - block)), state);
+  }
+
+  void merge(State<A> into, State<A> from) const {
+    const int64_t stride = out_stride(problem_);
+    for (int64_t r = 0; r < rows_; r += kRows)
+      merge_strip(strip_rows(r), stride, strip(into, r), strip(from, r));
+  }
+
+  // Divides, rounds and writes the rows' outputs and logsumexps.
+  void finish(State<A> state) const {
+    const int64_t size = problem_.value_size, stride = out_stride(problem_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t slot = r / kRows * kLanes + r % kRows;
+      const A sum = state.sum[slot], inverse = sum == 0 ? A(0) : 1 / sum;
+      A* row = state.out + r * stride;
+      // Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
+      using V = Vec<A>;
+      const V factor = V::broadcast(inverse), zero = V::broadcast(0);
+      bool nan = false;
+      for (int64_t i = 0; i < stride; i += V::width) {
+        const V x = V::load(row + i) * factor + zero;
+        nan |= any(x.nan());
+        x.store(row + i);
+      }
+      if (nan && sum == sum) {
+        const std::vector<A> careful = careful_row(problem_, b_, head(r), query(r));
+        for (int64_t d = 0; d < size; ++d) row[d] = careful[d] * inverse + A(0);
+      }
+      store_rounded(row, size, problem_.out_row(b_, head(r), query(r)));
+      *problem_.lse_at(b_, head(r), query(r)) = logsumexp(state.maximum[slot], sum);
+    }
+  }
+
+  State<A> part, total;
+
+ private:
+  static int64_t strips(int64_t rows) { return (rows + kRows - 1) / kRows; }
+  int64_t head(int64_t r) const { return kv_head_ * problem_.group() + (first_ + r) / problem_.queries; }
+  int64_t query(int64_t r) const { return (first_ + r) % problem_.queries; }
+  int strip_rows(int64_t r) const { return static_cast<int>(std::min<int64_t>(kRows, rows_ - r)); }
+  State<A> strip(State<A> state, int64_t r) const {
+    const int64_t slot = r / kRows * kLanes;
+    return {state.maximum + slot, state.sum + slot, state.out + r * out_stride(problem_)};
+  }
+
+  static A logsumexp(A maximum, A sum) {
+    if (sum == 0) return -kInfinity<A>;
+    if (sum != sum) return kNaN<A>;
+    return static_cast<A>(maximum + log_positive(sum));
+  }
+
+  void run_block(int64_t block, int count, State<A> state) {
+    const T* keys = problem_.k_head(b_, kv_head_) + block * problem_.k_stride[2];
+    const T* values = problem_.v_head(b_, kv_head_) + block * problem_.v_stride[2];
+    const int64_t size = round_up(problem_.size, kLanes), stride = out_stride(problem_);
+    // Worth a copy when the values are not in rows, or are widened for several strips.
+    const bool copy_values = problem_.v_stride[3] != 1 || (sizeof(T) < sizeof(A) && rows_ > 2 * kRows);
+    bool have_keys = false, have_values = false;
+    for (int64_t& offset : mask_offset_) offset = -1;
+    for (int64_t r = 0; r < rows_; r += kRows) {
+      const int rows = strip_rows(r);
+      int attended[kRows], seen = 0;
+      for (int i = 0; i < rows; ++i) {
+        attended[i] = static_cast<int>(std::clamp<int64_t>(problem_.attended(query(r + i)) - block, 0, count));
+        seen = std::max(seen, attended[i]);
+      }
+      const A* mask[kRows] = {};
+      if (seen == 0 || !read_masks(block, count, r, rows, mask)) continue;
+      if (!have_keys) pack_keys(keys, problem_.k_stride[2], problem_.k_stride[3], count, problem_.size, packed_keys_);
+      have_keys = true;
+      const State<A> now = strip(state, r);
+      A alpha[kLanes];
+      score_block(rows, q_ + r * size, size, packed_keys_, seen, problem_.size, scores_);
+      softmax_block(rows, scores_, problem_.scale, mask, problem_.mask_lowest, attended, now.maximum, now.sum, alpha);
+      if (!copy_values) {
+        accumulate_block(rows, scores_, alpha, values, problem_.v_stride[2], seen, problem_.value_size, now.out, stride);
+        continue;
+      }
+      for (int j = 0; !have_values && j < count; ++j)
+        copy_widened(values + j * problem_.v_stride[2], problem_.v_stride[3], problem_.value_size,
+                     packed_values_ + j * stride, stride);
+      have_values = true;
+      accumulate_block<A, A>(rows, scores_, alpha, packed_values_, stride, seen, problem_.value_size, now.out, stride);
+    }
+  }
+
+  // Points mask[i] at what row r + i adds to its scores. False when -infinity masks the block for all of them:
+  // leaving it out changes nothing.
+  bool read_masks(int64_t block, int count, int64_t r, int rows, const A** mask) {
+    bool needed = problem_.mask_kind == MaskKind::none;
+    problem_.with_mask([&](const auto* entries) {
+      const int64_t stride = problem_.mask_stride[3];
+      for (int i = 0; i < rows; ++i) {
+        const int64_t offset = problem_.mask_row(b_, head(r + i), query(r + i)) + block * stride;
+        // Rows often share one mask: slot 0 is looked at first.
+        const int slot = mask_offset_[0] == offset ? 0 : i;
+        if (mask_offset_[slot] != offset) {
+          mask_empty_[slot] = pack_mask(entries + offset, stride, count, masks_ + slot * kBlock);
+          mask_offset_[slot] = offset;
+        }
+        mask[i] = masks_ + slot * kBlock;
+        needed |= !mask_empty_[slot];
+      }
+    });
+    return needed;
+  }
+
+  const Problem<T>& problem_;
+  const int64_t b_, kv_head_, first_, rows_;
+  int64_t attended_ = 0;
+  A *q_, *packed_keys_, *packed_values_, *scores_, *masks_;
+  int64_t mask_offset_[kRows];
+  bool mask_empty_[kRows];
+};
+
+}  // namespace
