@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from measure import MODES, Embed, Measured, Result, calls, measure
 from minilm import load_embedder, tokenize
 from plot import save_plot
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sentences import english_sentences
 
@@ -59,7 +60,7 @@ def main() -> int:
             tokens,
             sizes=args.batch_sizes,
             modes=list(MODES),
-            tick=lambda mode, arm: progress.update(task, advance=1, description=f"{mode:<8} {arm:<8}"),
+            tick=_ticker(console, progress, task),
         )
         results = {mode: {arm: m.result for arm, m in by_arm.items()} for mode, by_arm in measured.items()}
         if "mkl" in args.arms:
@@ -119,9 +120,10 @@ def _add_mkl(args: argparse.Namespace, results: dict, progress: Progress, total:
     environment = {**os.environ, "MKL_CBWR": "AVX512,STRICT"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
         last = ""
+        tick = _ticker(progress.console, progress, task)
         for last in worker.stdout or ():
             if last.startswith("tick"):
-                progress.update(task, advance=1, description=f"{last.split()[1]:<8} mkl     ")
+                tick(last.split()[1], "mkl")
     if worker.returncode:
         raise SystemExit(f"the MKL arm ended with status {worker.returncode}")
     for mode, values in json.loads(last).items():
@@ -172,6 +174,19 @@ def _write(out: Path, results: dict, tokens: list[list[int]], args: argparse.Nam
     (out / "embeddings.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
+def _ticker(console: Console, progress: Progress, task: TaskID) -> Callable[[str, str], None]:
+    """Moves the bar; where there is no terminal to draw one in, a line for each mode says how far we are."""
+    seen: set[str] = set()
+
+    def tick(mode: str, arm: str) -> None:
+        progress.update(task, advance=1, description=f"{mode:<8} {arm:<8}")
+        if mode not in seen and not console.is_terminal:
+            console.print(f"embedding, padded {MODES[mode]}")
+        seen.add(mode)
+
+    return tick
+
+
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)
@@ -196,7 +211,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 3, 5, 8, 16, 33, 64])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 7, 20, 64])
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch chooses")
     parser.add_argument("--quick", action="store_true", help="40 sentences in batches of 2, 7 and 16")
