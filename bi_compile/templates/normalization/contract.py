@@ -33,7 +33,9 @@ def _check(op: str, x: torch.Tensor, normalized_shape: Sequence[int], parameters
     supported = [dtype for dtype in DTYPES if dtype.itemsize <= acc_dtype(x.dtype).itemsize]
     for name, tensor in given.items():
         if tensor.dtype not in supported:
-            raise UnsupportedDtypeError(f"{op} of {x.dtype} with {name}", str(tensor.dtype), map(str, supported))
+            raise UnsupportedDtypeError(
+                f"{op} of {x.dtype} with {name}", str(tensor.dtype), map(str, supported)
+            )
     rank = len(normalized_shape)
     torch._check(0 < rank <= x.dim(), lambda: f"{op}: normalized_shape {normalized_shape} for {x.dim()} dims")
     shapes = {"the input's last dims": x.shape[x.dim() - rank :]}
@@ -46,7 +48,9 @@ def _check(op: str, x: torch.Tensor, normalized_shape: Sequence[int], parameters
         for size, wanted in zip(shape, normalized_shape, strict=True):
             torch._check(
                 size == wanted,
-                lambda name=name: f"Given normalized_shape={list(normalized_shape)}, {name} must have that shape",
+                lambda name=name: (
+                    f"Given normalized_shape={list(normalized_shape)}, {name} must have that shape"
+                ),
             )
 
 

@@ -11,7 +11,7 @@ def _affine(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | N
         y = y * weight.to(y.dtype)
     if bias is not None:
         y = y + bias.to(y.dtype)
-    return oracle.canonical(y)
+    return y
 
 
 def _sum(x: torch.Tensor, rank: int) -> torch.Tensor:
@@ -26,8 +26,12 @@ def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     n = wide.new_tensor(wide.flatten(-rank).shape[-1])
     mean = _sum(wide, rank) / n
     d = wide - mean
-    rstd = 1 / (_sum(d * d, rank) / n + wide.new_tensor(eps)).sqrt()
-    return _affine(d * rstd, weight, bias).to(x.dtype), oracle.canonical(mean), oracle.canonical(rstd)
+    rstd = 1 / oracle.sqrt(_sum(d * d, rank) / n + wide.new_tensor(eps))
+    return (
+        oracle.rounded(_affine(d * rstd, weight, bias), x.dtype),
+        oracle.canonical(mean),
+        oracle.canonical(rstd),
+    )
 
 
 def rms_norm(x, normalized_shape, weight=None, eps=1e-6):
@@ -35,5 +39,5 @@ def rms_norm(x, normalized_shape, weight=None, eps=1e-6):
     rank = len(normalized_shape)
     wide = x.to(acc_dtype(x.dtype))
     n = wide.new_tensor(wide.flatten(-rank).shape[-1])
-    rstd = 1 / (_sum(wide * wide, rank) / n + wide.new_tensor(eps)).sqrt()
-    return _affine(wide * rstd, weight, None).to(x.dtype), oracle.canonical(rstd)
+    rstd = 1 / oracle.sqrt(_sum(wide * wide, rank) / n + wide.new_tensor(eps))
+    return oracle.rounded(_affine(wide * rstd, weight, None), x.dtype), oracle.canonical(rstd)

@@ -4,6 +4,7 @@ Every function takes rows: the reduced dims flattened to the last one by `as_row
 computation. exp, log and pow are arguments, so that a test can pass the ones the kernels use.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,6 +29,16 @@ def as_rows(x: torch.Tensor, dims: Sequence[int] = ()) -> torch.Tensor:
 def canonical(x: torch.Tensor) -> torch.Tensor:
     """x with every NaN replaced by the one quiet NaN."""
     return torch.where(x.isnan(), torch.nan, x)
+
+
+def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The one rounding of a result. torch's own conversions give NaNs of several payloads."""
+    return canonical(x.to(dtype))
+
+
+def sqrt(x: torch.Tensor) -> torch.Tensor:
+    """The correctly rounded root: torch.sqrt is not, where MKL computes it."""
+    return x.clone().apply_(math.sqrt)
 
 
 def tree(rows: torch.Tensor, combine: Callable = torch.add, identity: float = 0.0) -> torch.Tensor:
@@ -94,7 +105,7 @@ def norm(rows: torch.Tensor, ord: float = 2.0, pow: Callable = torch.pow) -> tor
     if ord == 1:
         return sum(rows.abs())
     if ord == 2:
-        return canonical(tree(rows * rows).sqrt())
+        return canonical(sqrt(tree(rows * rows)))
     return canonical(pow(tree(pow(rows.abs(), ord)), 1 / ord))
 
 

@@ -14,7 +14,7 @@ def softmax(x: torch.Tensor, dim: int = -1, exp: Function = torch.exp) -> torch.
     wide = x.to(acc_dtype(x.dtype)).movedim(dim, -1)
     e = exp(wide - wide.amax(-1, keepdim=True))
     s = oracle.tree(e).unsqueeze(-1)
-    return oracle.canonical(e / s).movedim(-1, dim).to(x.dtype)
+    return oracle.rounded(e / s, x.dtype).movedim(-1, dim)
 
 
 def log_softmax(
@@ -23,4 +23,4 @@ def log_softmax(
     wide = x.to(acc_dtype(x.dtype)).movedim(dim, -1)
     shifted = wide - wide.amax(-1, keepdim=True)
     s = oracle.tree(exp(shifted)).unsqueeze(-1)
-    return oracle.canonical(shifted - log(s)).movedim(-1, dim).to(x.dtype)
+    return oracle.rounded(shifted - log(s), x.dtype).movedim(-1, dim)
