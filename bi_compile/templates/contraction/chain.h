@@ -92,6 +92,13 @@ struct HardwarePairs {
 };
 #endif
 
+// Packed values of `elements` of K. Pairs are completed with zero.
+template <class S>
+int64_t steps_of(int64_t elements) {
+  if constexpr (S::kSwapped) return (elements + 1) / 2 * 2;
+  return (elements + S::kPerStep - 1) / S::kPerStep;
+}
+
 // Packed values of one chunk of K.
 template <class S>
 constexpr int64_t kSteps = kChunk / S::kPerStep;
@@ -103,9 +110,23 @@ constexpr int64_t kRowStride = kSteps<S> + 16;
 template <class S>
 constexpr int64_t kColumns = kTileVectors * S::F::kWidth;
 
+// Memory to bring near the caches while a tile is computed: every 16 steps the next `advance` bytes of `count` lines,
+// each `width` cache lines wide.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t stride = 0, count = 0, width = 1, advance = 0;
+
+  void fetch() {
+    for (int64_t line = 0; line < count; ++line) {
+      for (int64_t w = 0; w < width; ++w) __builtin_prefetch(data + line * stride + w * 64, 0, 2);
+    }
+    data += advance;
+  }
+};
+
 // sums[row * kColumns + column] of `Rows` rows and all columns of one panel.
 template <class S, int Rows>
-void chain_tile(const typename S::Packed* rows, const typename S::Packed* columns, int64_t steps,
+void chain_tile(const typename S::Packed* rows, const typename S::Packed* columns, int64_t steps, Ahead ahead,
                 typename S::Sum* sums) {
   using V = typename S::V;
   constexpr int64_t kWidth = S::F::kWidth;
@@ -113,14 +134,18 @@ void chain_tile(const typename S::Packed* rows, const typename S::Packed* column
   for (int i = 0; i < Rows; ++i) {
     for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::F::zero();
   }
-  for (int64_t k = 0; k < steps; ++k) {
-    V column[kTileVectors];
+  for (int64_t block = 0; block < steps; block += 16) {
+    ahead.fetch();
+    const int64_t end = std::min(block + 16, steps);
+    for (int64_t k = block; k < end; ++k) {
+      V column[kTileVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; ++j) column[j] = S::load(columns + k * kColumns<S> + j * kWidth);
+      for (int j = 0; j < kTileVectors; ++j) column[j] = S::load(columns + k * kColumns<S> + j * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
+      for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::step(sum[i][j], rows + i * kRowStride<S> + k, column[j]);
+        for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::step(sum[i][j], rows + i * kRowStride<S> + k, column[j]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -131,7 +156,7 @@ void chain_tile(const typename S::Packed* rows, const typename S::Packed* column
 }
 
 template <class S>
-using ChainTile = void (*)(const typename S::Packed*, const typename S::Packed*, int64_t, typename S::Sum*);
+using ChainTile = void (*)(const typename S::Packed*, const typename S::Packed*, int64_t, Ahead, typename S::Sum*);
 
 template <class S, int... Rows>
 constexpr ChainTile<S> chain_tile_of(int64_t rows, std::integer_sequence<int, Rows...>) {

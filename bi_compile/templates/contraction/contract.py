@@ -38,6 +38,7 @@ from typing import Any
 
 import torch
 
+import bi_compile.templates.reduction  # noqa: F401  (defines the sum of gradients)
 from bi_compile.errors import UnsupportedDtypeError
 from bi_compile.templates.registry import define
 

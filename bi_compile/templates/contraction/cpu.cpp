@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "contraction/product.h"
+#include "contraction/stream.h"
 
 namespace {
 
@@ -15,6 +15,28 @@ bool has_bf16_dot() {
   return has;
 }
 #endif
+
+template <class S, class T>
+void product(const Product<T>& given) {
+  if (given.batches == 0 || given.rows == 0 || given.columns == 0) return;
+  // Columns come in whole panels, rows one by one: the short side becomes the rows.
+  const bool tall = given.columns < kColumns<S> && given.rows > given.columns;
+  Product<T> p = tall ? given.transposed() : given;
+#if defined(BI_ISA_AVX512)
+  if constexpr (sizeof(typename S::Packed) == 4) {
+    if (p.rows <= kStreamRows && p.b_k == 1) {
+      const int64_t whole = p.columns / kStreamColumns * kStreamColumns;
+      if (whole > 0) product_in_stream<S>(p.of_columns(0, whole));
+      if (whole == p.columns) return;
+      p = p.of_columns(whole, p.columns - whole);
+    }
+  }
+#endif
+  // Columns that lie side by side are read in long pieces, if enough of them are left for the threads.
+  constexpr int64_t kWide = 4;
+  const bool wide = p.b_column == 1 && p.columns >= 2 * at::get_num_threads() * kWide * kColumns<S>;
+  wide ? product_in_panels<S, kWide>(p) : product_in_panels<S, 1>(p);
+}
 
 template <class T>
 void run(const Product<T>& p) {

@@ -17,12 +17,6 @@ struct Operand {
   const T* at(int64_t line, int64_t k) const { return data + line * across + k * along; }
 };
 
-template <class S>
-int64_t steps_of(int64_t elements) {
-  if constexpr (S::kSwapped) return (elements + 1) / 2 * 2;
-  return (elements + S::kPerStep - 1) / S::kPerStep;
-}
-
 // Packed value number `step` of a line of `elements` elements, `along` apart.
 template <class S, class T>
 typename S::Packed packed(const T* line, int64_t along, int64_t step, int64_t elements) {
@@ -70,7 +64,9 @@ void pack_columns(const Operand<T>& source, int64_t count, int64_t elements, typ
   int64_t done = 0;  // steps packed for all lines
 #if defined(BI_ISA_AVX512)
   if (count == kLines) {
-    if (source.along == 1) done = transpose_columns<S>(source.data, source.across, elements, out);
+    if constexpr (sizeof(typename S::Packed) == 4) {
+      if (source.along == 1) return transpose_columns<S>(source.data, source.across, elements, out);
+    }
     if (source.across == 1) done = interleave_columns<S>(source.data, source.along, elements, out);
   }
 #endif

@@ -7,15 +7,49 @@ namespace {
 
 #if defined(BI_ISA_AVX512)
 
-// r[i] lane j <-> r[j] lane i, for 32-bit lanes.
-inline __attribute__((always_inline)) void transpose16(__m512i (&r)[16]) {
+// Half of `elements` <= 16 packed values of a line: values 8 * half to 8 * half + 7 of `upper` above those of
+// `lower`. Absent values are zero and not read. For 32-bit packed values only.
+template <class S, bool Whole, class T>
+inline __attribute__((always_inline)) __m512i load_halves(const T* lower, const T* upper, int half, int64_t elements) {
+  constexpr int kElements = 8 * S::kPerStep;
+  lower += half * kElements, upper += half * kElements;
+  const int64_t present = Whole ? kElements : std::clamp<int64_t>(elements - half * kElements, 0, kElements);
+  if constexpr (sizeof(T) * S::kPerStep == 4) {
+    const auto load = [present](const T* p) {
+      if constexpr (Whole) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      if constexpr (sizeof(T) == 4) return _mm256_maskz_loadu_epi32((1u << present) - 1, p);
+      return _mm256_maskz_loadu_epi16((1u << present) - 1, p);
+    };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(load(lower)), load(upper), 1);
+  } else {
+    const auto load = [present](const T* p) {
+      if constexpr (Whole) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      return _mm_maskz_loadu_epi16((1u << present) - 1, p);
+    };
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(load(lower)), load(upper), 1);
+    if constexpr (std::is_same_v<T, at::Half>) return _mm512_castps_si512(_mm512_cvtph_ps(both));
+    // bf16, widened with each pair's halves in swapped order.
+    return _mm512_shuffle_epi32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(both), 16), _MM_PERM_CDAB);
+  }
+}
+
+// 16 steps of 16 lines contiguous along K, one register a step. Without Whole only `elements` are left of them.
+template <class S, bool Whole, class T>
+inline __attribute__((always_inline)) void load_block(const T* lines, int64_t across, int64_t elements,
+                                                      __m512i (&r)[16]) {
   __m512i t[16];
+  // r[8 h + i] holds values 8 h to 8 h + 7 of line i, then of line i + 8.
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    r[i] = load_halves<S, Whole>(lines + i % 8 * across, lines + (i % 8 + 8) * across, i / 8, elements);
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
     t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
   }
-  // Each 128-bit lane of r[4 q + c] now gets column c of its 4 x 4 block of rows 4 q ...
+  // r[8 h + 4 u + c] has in its four 128-bit lanes: values 8 h + c and 8 h + 4 + c of lines 4 u to 4 u + 3, then
+  // the same of lines 8 + 4 u to 8 + 4 u + 3.
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
     r[4 * q + 0] = _mm512_unpacklo_epi64(t[4 * q], t[4 * q + 2]);
@@ -23,57 +57,40 @@ inline __attribute__((always_inline)) void transpose16(__m512i (&r)[16]) {
     r[4 * q + 2] = _mm512_unpacklo_epi64(t[4 * q + 1], t[4 * q + 3]);
     r[4 * q + 3] = _mm512_unpackhi_epi64(t[4 * q + 1], t[4 * q + 3]);
   }
-  // ... and the blocks are transposed as 4 x 4 lanes of 128 bits.
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    t[c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
-    t[4 + c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
-    t[8 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
-    t[12 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+    for (int c = 0; c < 4; ++c) {
+      t[8 * h + c] = _mm512_permutex2var_epi64(r[8 * h + c], low, r[8 * h + 4 + c]);
+      t[8 * h + 4 + c] = _mm512_permutex2var_epi64(r[8 * h + c], high, r[8 * h + 4 + c]);
+    }
   }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    r[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
-    r[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
-    r[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xdd);
-    r[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
-  }
-}
-
-// 16 packed values of one line. For 32-bit packed values only.
-template <class S, class T>
-inline __attribute__((always_inline)) __m512i load16(const T* p) {
-  if constexpr (std::is_same_v<T, at::Half>) {
-    return _mm512_castps_si512(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-  } else if constexpr (std::is_same_v<T, at::BFloat16> && S::kPerStep == 1) {
-    // Widened with each pair's halves in swapped order.
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    return _mm512_shuffle_epi32(_mm512_slli_epi32(wide, 16), _MM_PERM_CDAB);
-  } else {
-    return _mm512_loadu_si512(p);
-  }
-}
-
-// Lines contiguous along K. Returns the number of steps packed, a multiple of 16.
-template <class S, class T>
-int64_t transpose_columns(const T* data, int64_t across, int64_t elements, typename S::Packed* out) {
-  if constexpr (sizeof(typename S::Packed) == 4) {
-    const int64_t blocks = elements / (16 * S::kPerStep);
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t line = 0; line < kColumns<S>; line += 16) {
-        const T* source = data + line * across + block * 16 * S::kPerStep;
-        __m512i r[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) r[i] = load16<S>(source + i * across);
-        transpose16(r);
-        auto* target = out + block * 16 * kColumns<S> + line;
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+// kColumns lines contiguous along K.
+template <class S, class T>
+void transpose_columns(const T* lines, int64_t across, int64_t elements, typename S::Packed* out) {
+  constexpr int64_t kBlock = 16 * S::kPerStep;
+  const int64_t steps = steps_of<S>(elements);
+  for (int64_t k = 0; k < elements; k += kBlock) {
+    const int64_t first = k / S::kPerStep;
+    for (int64_t line = 0; line < kColumns<S>; line += 16) {
+      __m512i r[16];
+      auto* target = out + first * kColumns<S> + line;
+      if (k + kBlock <= elements) {
+        load_block<S, true>(lines + line * across + k, across, kBlock, r);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
+      } else {
+        load_block<S, false>(lines + line * across + k, across, elements - k, r);
+        for (int64_t i = 0; first + i < steps; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
       }
     }
-    return blocks * 16;
   }
-  return 0;
 }
 
 // Lines side by side. Returns the number of steps packed.
