@@ -20,19 +20,22 @@ constexpr int64_t kChunk = BI_REDUCTION_CHUNK;
 constexpr int64_t kSpan = 32 * kChunk;
 
 struct Sum {
+  static constexpr bool kOrdered = true;
   template <class A> static constexpr A identity() { return A(0); }
   template <class V> static V combine(const V& a, const V& b) { return a + b; }
 };
 
 struct Product {
+  static constexpr bool kOrdered = true;
   template <class A> static constexpr A identity() { return A(1); }
   template <class V> static V combine(const V& a, const V& b) { return a * b; }
 };
 
-// max and min pick an element and have no rounding: the canonical NaN wins, and the two zeros are told apart so
-// that order cannot matter.
+// max and min pick an element and have no rounding: the canonical NaN wins, and the two zeros are told apart, so
+// that any order gives the same bits.
 template <bool kMaximum>
 struct Extremum {
+  static constexpr bool kOrdered = false;
   template <class A> static constexpr A identity() { return kMaximum ? -kInfinity<A> : kInfinity<A>; }
 
   template <class A> static A combine(const A& a, const A& b) {
@@ -43,14 +46,15 @@ struct Extremum {
 
   template <class A> static Vec<A> combine(const Vec<A>& a, const Vec<A>& b) {
     // Each of the two orders returns its own zero: their conjunction is +0 if either is, their disjunction -0.
-    const Vec<A> r = kMaximum ? at::vec::clamp_min(a, b) & at::vec::clamp_min(b, a)
-                              : at::vec::clamp_max(a, b) | at::vec::clamp_max(b, a);
-#if defined(BI_ISA_AVX512)
-    if constexpr (std::is_same_v<A, float>) {
-      return _mm512_mask_mov_ps(r, _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q), _mm512_set1_ps(kNaN<float>));
-    }
-#endif
-    return Vec<A>::blendv(r, Vec<A>(kNaN<A>), (a != a) | (b != b));
+    const Vec<A> r = kMaximum ? rough(a, b) & rough(b, a) : rough(a, b) | rough(b, a);
+    NaNs<A> nans;
+    nans.meet(a, b);
+    return nans.mark(r);
+  }
+
+  // One instruction: a where b is NaN or equal.
+  template <class A> static Vec<A> rough(const Vec<A>& a, const Vec<A>& b) {
+    return kMaximum ? at::vec::clamp_min(a, b) : at::vec::clamp_max(a, b);
   }
 };
 
@@ -63,21 +67,22 @@ inline Vec<A> with_identity(const Vec<A>& x, int64_t count) {
   return Vec<A>::set(Vec<A>(Tree::template identity<A>()), x, count);
 }
 
+template <class Tree, int64_t kHalf, class A>
+inline Vec<A> fold_halves(const Vec<A>& x) {
+  if constexpr (kHalf == 0) {
+    return x;
+  } else {
+    return fold_halves<Tree, kHalf / 2>(Tree::combine(x, upper<kHalf>(x)));
+  }
+}
+
 // Lane j takes in lane j + 16, then j + 8, 4, 2, 1.
-template <class Tree, class A>
-inline A fold(const Vec<A> (&lanes)[kLanes / kWidth<A>]) {
-  constexpr int64_t vectors = kLanes / kWidth<A>;
-  Vec<A> folded[vectors];
-  for (int64_t k = 0; k < vectors; ++k) folded[k] = lanes[k];
-  for (int64_t half = vectors / 2; half > 0; half /= 2) {
-    for (int64_t k = 0; k < half; ++k) folded[k] = Tree::combine(folded[k], folded[k + half]);
+template <class Tree, class A, size_t kVectors>
+inline A fold(Vec<A> (&lanes)[kVectors]) {
+  for (size_t half = kVectors / 2; half > 0; half /= 2) {
+    for (size_t k = 0; k < half; ++k) lanes[k] = Tree::combine(lanes[k], lanes[k + half]);
   }
-  alignas(64) A rest[kWidth<A>];
-  folded[0].store(rest);
-  for (int64_t half = kWidth<A> / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) rest[j] = Tree::combine(rest[j], rest[j + half]);
-  }
-  return rest[0];
+  return first(fold_halves<Tree, kWidth<A> / 2>(lanes[0]));
 }
 
 // Balanced tree by a binary counter: slot l holds a finished subtree of 2^l leaves.
@@ -123,12 +128,53 @@ inline A reduce_chunk(int64_t begin, int64_t end, const Load& load_at) {
     const int64_t count = std::min(kWidth<A>, end - i);
     lanes[k] = Tree::combine(lanes[k], with_identity<Tree>(load_at(i, count), count));
   }
-  return fold<Tree, A>(lanes);
+  return fold<Tree>(lanes);
+}
+
+// The extremum of elements [begin, end) in the order that is fastest. rough() passes NaNs over and gives either
+// zero: NaNs are looked for beside it, and a zero is decided by a second walk, which is rare.
+template <class Tree, class A, class Load>
+inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
+  constexpr int64_t vectors = 8;
+  const auto walk = [&](const auto& step) {
+    Vec<A> best[vectors];
+    for (int64_t k = 0; k < vectors; ++k) best[k] = Vec<A>(Tree::template identity<A>());
+    int64_t i = begin;
+    for (; i + vectors * kWidth<A> <= end; i += vectors * kWidth<A>) {
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < vectors; k += 2) {
+        step(best[k], best[k + 1], load_at(i + k * kWidth<A>, kWidth<A>),
+             load_at(i + (k + 1) * kWidth<A>, kWidth<A>));
+      }
+    }
+    for (int64_t k = 0; i < end; ++k, i += kWidth<A>) {
+      const int64_t count = std::min(kWidth<A>, end - i);
+      Vec<A> unused(A(0));
+      const Vec<A> x = with_identity<Tree>(load_at(i, count), count);
+      step(best[k], unused, x, x);
+    }
+    return fold<Tree>(best);
+  };
+  NaNs<A> nans;
+  const A result = walk([&](Vec<A>& a, Vec<A>& b, const Vec<A>& x, const Vec<A>& y) {
+    // The element comes second: a NaN is not what is kept.
+    a = Tree::rough(x, a);
+    b = Tree::rough(y, b);
+    nans.meet(x, y);
+  });
+  const Vec<A> nan = nans.mark(Vec<A>(A(0)));
+  if (nan.zero_mask() != (1 << kWidth<A>) - 1) return kNaN<A>;
+  if (result != 0) return result;
+  return walk([&](Vec<A>& a, Vec<A>& b, const Vec<A>& x, const Vec<A>& y) {
+    a = Tree::combine(a, x);
+    b = Tree::combine(b, y);
+  });
 }
 
 // Elements [begin, end), begin a multiple of kChunk: as a part of a longer row it is a subtree.
 template <class Tree, class A, class Load>
 inline A reduce_span(int64_t begin, int64_t end, const Load& load_at) {
+  if constexpr (!Tree::kOrdered) return reduce_unordered<Tree, A>(begin, end, load_at);
   if (end - begin <= kChunk) return reduce_chunk<Tree, A>(begin, end, load_at);
   Counter<Tree, A> chunks;
   for (int64_t i = begin; i < end; i += kChunk) {
@@ -169,10 +215,7 @@ inline A largest(int64_t n, const Load& load_at) {
   for (int64_t half = vectors / 2; half > 0; half /= 2) {
     for (int64_t k = 0; k < half; ++k) most[k] = at::vec::clamp_min(most[k], most[k + half]);
   }
-  alignas(64) A rest[kWidth<A>];
-  most[0].store(rest);
-  for (int64_t j = 1; j < kWidth<A>; ++j) rest[0] = rest[j] > rest[0] ? rest[j] : rest[0];
-  return rest[0];
+  return first(fold_halves<Maximum, kWidth<A> / 2>(most[0]));
 }
 
 // Vectors that go through one recipe together: a row's result in every lane of one vector, or one result for each
@@ -189,43 +232,56 @@ struct Group {
   }
 };
 
-template <class Tree>
-struct Grouped {
-  template <class G> static G combine(const G& a, const G& b) {
-    return a.map([&](const auto& value, int64_t k) { return Tree::combine(value, b.v[k]); });
-  }
-};
-
 constexpr int64_t kColumnGroup = 8;
 
-// Columns side by side: the reduced index walks down, a vector holds the same lane of neighbouring columns, and
-// every column has the tree above.
-// load_at(i, k) gives vector k of the group in row i.
-template <class Tree, class A, class Load>
-inline Group<A, kColumnGroup> reduce_columns(int64_t n, const Load& load_at) {
-  using Columns = Group<A, kColumnGroup>;
-  Columns identity;
-  for (int64_t k = 0; k < kColumnGroup; ++k) identity.v[k] = Vec<A>(Tree::template identity<A>());
-  if (n == 0) return identity;
-  // Lanes that never hold an element would only fold in the identity.
-  int64_t lanes = kLanes;
-  while (lanes / 2 >= n) lanes /= 2;
-  // Visiting the lanes in bit-reversed order makes the fold in halves a binary counter, and the tree of chunks its
-  // continuation: no lane has to wait in memory.
-  Counter<Grouped<Tree>, Columns> counter;
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    const int64_t end = std::min(begin + kChunk, n);
-    for (int64_t turn = 0; turn < lanes; ++turn) {
-      int64_t lane = 0;
-      for (int64_t bit = 1; bit < lanes; bit *= 2) lane = lane * 2 + ((turn & bit) != 0);
-      Columns sum = identity;
-      for (int64_t i = begin + lane; i < end; i += kLanes) {
-        for (int64_t k = 0; k < kColumnGroup; ++k) sum.v[k] = Tree::combine(sum.v[k], load_at(i, k));
+// Columns side by side: the reduced index walks down the rows at row_at(i), a vector load_at(row, k) holds
+// neighbouring columns, and every column has the tree above.
+template <class Tree, class A, class RowAt, class Load>
+inline Group<A, kColumnGroup> reduce_columns(int64_t n, const RowAt& row_at, const Load& load_at) {
+  using V = Vec<A>;
+  const V identity(Tree::template identity<A>());
+  // Lanes that never hold an element would only fold in the identity; without an order one lane does.
+  int64_t lanes = Tree::kOrdered ? kLanes : 1;
+  while (lanes > 1 && lanes / 2 >= n) lanes /= 2;
+  const int64_t stride = Tree::kOrdered ? kLanes : 1;
+  const int64_t chunk = Tree::kOrdered ? kChunk : std::max<int64_t>(n, 1);
+  // Visiting the lanes in bit-reversed order makes the fold in halves a binary counter, and the tree of chunks
+  // its continuation: slot l holds a finished subtree of 2^l leaves.
+  V slots[48][kColumnGroup];
+  uint64_t leaves = 0;
+  for (int64_t begin = 0; begin < std::max<int64_t>(n, 1); begin += chunk) {
+    const int64_t end = std::min(begin + chunk, n);
+    for (int64_t turn = 0, lane = 0; turn < lanes; ++turn, ++leaves) {
+      V leaf[kColumnGroup];
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = identity;
+      for (int64_t i = begin + lane; i < end; i += stride) {
+        const auto row = row_at(i);
+#pragma GCC unroll 8
+        for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = Tree::combine(leaf[k], load_at(row, k));
       }
-      counter.push(sum);
+      int level = 0;
+      for (; (leaves >> level) & 1; ++level) {
+#pragma GCC unroll 8
+        for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = Tree::combine(slots[level][k], leaf[k]);
+      }
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kColumnGroup; ++k) slots[level][k] = leaf[k];
+      // The next lane in bit-reversed order.
+      int64_t bit = lanes / 2;
+      for (; lane & bit; bit /= 2) lane ^= bit;
+      lane |= bit;
     }
   }
-  return counter.total();
+  int level = 0;
+  while (!((leaves >> level) & 1)) ++level;
+  Group<A, kColumnGroup> root;
+  for (int64_t k = 0; k < kColumnGroup; ++k) root.v[k] = slots[level][k];
+  for (++level; leaves >> level; ++level) {
+    if (!((leaves >> level) & 1)) continue;
+    for (int64_t k = 0; k < kColumnGroup; ++k) root.v[k] = Tree::combine(slots[level][k], root.v[k]);
+  }
+  return root;
 }
 
 }  // namespace

@@ -110,12 +110,94 @@ inline void store(T* p, const Vec<Acc<T>>& value, int64_t count) {
   }
 }
 
-// The first element of x, rounded to T.
-template <class T>
-inline T first(const Vec<Acc<T>>& x) {
-  Acc<T> wide[kWidth<Acc<T>>];
-  x.store(wide);
-  return static_cast<T>(canonical(wide[0]));
+// The first element.
+template <class A>
+inline A first(const Vec<A>& x) {
+#if defined(BI_ISA_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_cvtss_f32(x);
+  else return _mm512_cvtsd_f64(x);
+#elif defined(BI_ISA_AVX2)
+  if constexpr (std::is_same_v<A, float>) return _mm256_cvtss_f32(x);
+  else return _mm256_cvtsd_f64(x);
+#else
+  A elements[kWidth<A>];
+  x.store(elements);
+  return elements[0];
+#endif
 }
+
+// Element j + kHalf in the place of element j, for j below kHalf; the other places hold anything.
+template <int64_t kHalf, class A>
+inline Vec<A> upper(const Vec<A>& x) {
+#if defined(BI_ISA_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    if constexpr (kHalf == 8) return _mm512_shuffle_f32x4(x, x, 0b1110);
+    if constexpr (kHalf == 4) return _mm512_shuffle_f32x4(x, x, 0b01);
+    if constexpr (kHalf == 2) return _mm512_permute_ps(x, 0b1110);
+    return _mm512_permute_ps(x, 0b01);
+  } else {
+    if constexpr (kHalf == 4) return _mm512_shuffle_f64x2(x, x, 0b1110);
+    if constexpr (kHalf == 2) return _mm512_shuffle_f64x2(x, x, 0b01);
+    return _mm512_permute_pd(x, 0b01);
+  }
+#elif defined(BI_ISA_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    if constexpr (kHalf == 4) return _mm256_permute2f128_ps(x, x, 1);
+    if constexpr (kHalf == 2) return _mm256_permute_ps(x, 0b1110);
+    return _mm256_permute_ps(x, 0b01);
+  } else {
+    if constexpr (kHalf == 2) return _mm256_permute2f128_pd(x, x, 1);
+    return _mm256_permute_pd(x, 0b01);
+  }
+#else
+  A elements[2 * kWidth<A>] = {};
+  x.store(elements);
+  return Vec<A>::loadu(elements + kHalf);
+#endif
+}
+
+// Places in which a NaN was met, by comparisons that cover two vectors at a time.
+template <class A>
+class NaNs {
+ public:
+  void meet(const Vec<A>& a, const Vec<A>& b) {
+#if defined(BI_ISA_AVX512)
+    if constexpr (std::is_same_v<A, float>) {
+      found_ = static_cast<Found>(found_ | _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q));
+    } else {
+      found_ = static_cast<Found>(found_ | _mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q));
+    }
+#elif defined(BI_ISA_AVX2)
+    if constexpr (std::is_same_v<A, float>) {
+      found_ = found_ | Vec<A>(_mm256_cmp_ps(a, b, _CMP_UNORD_Q));
+    } else {
+      found_ = found_ | Vec<A>(_mm256_cmp_pd(a, b, _CMP_UNORD_Q));
+    }
+#else
+    found_ = found_ | (a != a) | (b != b);
+#endif
+  }
+
+  // x, and NaN in the places where one was met.
+  Vec<A> mark(const Vec<A>& x) const {
+#if defined(BI_ISA_AVX512)
+    if constexpr (std::is_same_v<A, float>) {
+      return _mm512_mask_mov_ps(x, found_, _mm512_set1_ps(kNaN<A>));
+    } else {
+      return _mm512_mask_mov_pd(x, found_, _mm512_set1_pd(kNaN<A>));
+    }
+#else
+    return Vec<A>::blendv(x, Vec<A>(kNaN<A>), found_);
+#endif
+  }
+
+ private:
+#if defined(BI_ISA_AVX512)
+  using Found = std::conditional_t<std::is_same_v<A, float>, __mmask16, __mmask8>;
+  Found found_ = 0;
+#else
+  Vec<A> found_ = Vec<A>(A(0));
+#endif
+};
 
 }  // namespace

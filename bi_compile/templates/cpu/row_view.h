@@ -38,6 +38,7 @@ inline int64_t count(const std::vector<Dim>& dims) {
 }
 
 inline int64_t offset(const std::vector<Dim>& dims, int64_t index, int64_t Dim::*stride = &Dim::stride) {
+  if (dims.size() == 1) return index * (dims[0].*stride);
   int64_t at = 0;
   for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
     at += index % dim->size * ((*dim).*stride);
@@ -109,7 +110,7 @@ void gather(const std::vector<Dim>& reduced, const T* x, int64_t begin, int64_t 
 }
 
 // Work that is worth a thread, in elements.
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kGrain = 32768;
 
 // Tasks of `elements` elements each over the threads.
 template <class F>

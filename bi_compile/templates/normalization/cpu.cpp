@@ -30,13 +30,6 @@ Vec<A> rstd_of(A sum_of_squares, int64_t n, double eps) {
   return Vec<A>(A(1)) / (variance + Vec<A>(static_cast<A>(eps))).sqrt();
 }
 
-template <class A>
-A lane_0(const Vec<A>& x) {
-  A lanes[kWidth<A>];
-  x.store(lanes);
-  return lanes[0];
-}
-
 // out = ((x - mean) * rstd) * weight + bias; without kCentred nothing is subtracted and the mean is 0.
 template <bool kCentred, class T, class P>
 Moments<Acc<T>> normalize_row(const P* x, int64_t n, double eps, const Affine<Acc<T>>& affine, T* out) {
@@ -64,7 +57,7 @@ Moments<Acc<T>> normalize_row(const P* x, int64_t n, double eps, const Affine<Ac
     if (affine.bias) y = y + load(affine.bias + i, count);
     store(out + i, y, count);
   }
-  return {lane_0(mean), lane_0(rstd)};
+  return {first<A>(mean), first<A>(rstd)};
 }
 
 // record(row, moments) keeps the statistics.

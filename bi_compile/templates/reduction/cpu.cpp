@@ -33,7 +33,7 @@ class Row {
     return {{V(root)}};
   }
 
-  void store(T* out, const Group<A, 1>& result) const { out[row_] = first<T>(result.v[0]); }
+  void store(T* out, const Group<A, 1>& result) const { out[row_] = static_cast<T>(canonical(first<A>(result.v[0]))); }
 
   // The smallest index that is equal to the extremum, or NaN where that is NaN.
   int64_t find(A extremum) const {
@@ -94,14 +94,15 @@ class Columns {
 
   template <class Tree, class Element>
   Results reduce(const Element& element) const {
+    const auto row_at = [&](int64_t i) { return at(i); };
     if (width_ == kWide) {
-      return reduce_columns<Tree, A>(view_.n, [&](int64_t i, int64_t k) {
-        return element(load(at(i) + k * kWidth<A>, kWidth<A>), k);
+      return reduce_columns<Tree, A>(view_.n, row_at, [&](const T* row, int64_t k) {
+        return element(load(row + k * kWidth<A>, kWidth<A>), k);
       });
     }
-    return reduce_columns<Tree, A>(view_.n, [&](int64_t i, int64_t k) {
+    return reduce_columns<Tree, A>(view_.n, row_at, [&](const T* row, int64_t k) {
       const int64_t count = std::clamp<int64_t>(width_ - k * kWidth<A>, 0, kWidth<A>);
-      return count == 0 ? V(A(0)) : element(load(at(i) + k * kWidth<A>, count), k);
+      return count == 0 ? V(A(0)) : element(load(row + k * kWidth<A>, count), k);
     });
   }
 
@@ -113,7 +114,7 @@ class Columns {
 
  private:
   const T* at(int64_t i) const {
-    return x_ + (view_.reduced.size() == 1 ? i * view_.reduced[0].stride : offset(view_.reduced, i));
+    return x_ + offset(view_.reduced, i);
   }
 
   const RowView& view_;
@@ -299,9 +300,7 @@ at::Tensor index_of(const char* op, const at::Tensor& x, at::IntArrayRef dims, b
     const T* data = x.const_data_ptr<T>();
     for_each_task(view.rows, view.n, [&](int64_t row) {
       const Row<T> elements(view, data, row);
-      Acc<T> extremum[kWidth<Acc<T>>];
-      elements.template reduce<Tree>(kElement).v[0].store(extremum);
-      indices[row] = elements.find(extremum[0]);
+      indices[row] = elements.find(first<Acc<T>>(elements.template reduce<Tree>(kElement).v[0]));
     });
   });
   return out;

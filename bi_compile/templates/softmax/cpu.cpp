@@ -43,16 +43,17 @@ void softmax_columns(const T* x, T* out, const Dim& dim, int64_t width) {
   using A = Acc<T>;
   using V = Vec<A>;
   const auto valid = [&](int64_t k) { return std::clamp<int64_t>(width - k * kWidth<A>, 0, kWidth<A>); };
-  const auto element = [&](int64_t i, int64_t k) {
-    return valid(k) == 0 ? V(A(0)) : load(x + i * dim.stride + k * kWidth<A>, valid(k));
+  const auto row_at = [&](int64_t i) { return x + i * dim.stride; };
+  const auto element = [&](const T* row, int64_t k) {
+    return valid(k) == 0 ? V(A(0)) : load(row + k * kWidth<A>, valid(k));
   };
-  const auto maximum = reduce_columns<Maximum, A>(dim.size, element);
+  const auto maximum = reduce_columns<Maximum, A>(dim.size, row_at, element);
   const auto sum = reduce_columns<Sum, A>(
-      dim.size, [&](int64_t i, int64_t k) { return (element(i, k) - maximum.v[k]).exp(); });
+      dim.size, row_at, [&](const T* row, int64_t k) { return (element(row, k) - maximum.v[k]).exp(); });
   const auto divisor = kLog ? sum.map([](const V& s, int64_t) { return s.log(); }) : sum;
   for (int64_t i = 0; i < dim.size; ++i) {
     for (int64_t k = 0; k * kWidth<A> < width; ++k) {
-      const V shifted = element(i, k) - maximum.v[k];
+      const V shifted = element(row_at(i), k) - maximum.v[k];
       store(out + i * dim.out_stride + k * kWidth<A>,
             kLog ? shifted - divisor.v[k] : shifted.exp() / divisor.v[k], valid(k));
     }
