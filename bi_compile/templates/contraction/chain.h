@@ -23,6 +23,15 @@ constexpr int kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
 
+// The mode a scheme's chains run in. Setting it waits for all arithmetic under way: where nothing changes, nothing is
+// set.
+struct KeptMode {
+  KeptMode() {}
+};
+struct FlushingMode {
+  FloatingPointMode mode{FloatingPointMode::kFlush};
+};
+
 // fp32, fp64, and fp16 widened to fp32: one element a step.
 template <class T>
 struct Plain {
@@ -33,7 +42,7 @@ struct Plain {
   using V = typename F::V;
   static constexpr int64_t kPerStep = 1;   // elements of K in one packed value
   static constexpr bool kSwapped = false;  // pairs of K are packed in swapped order
-  static constexpr auto kSubnormals = FloatingPointMode::kKeep;
+  using Mode = KeptMode;
   static V load(const Packed* p) { return F::load(p); }
   static V step(V sum, const Packed* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
 };
@@ -48,7 +57,7 @@ struct FlushedPairs {
   using V = F::V;
   static constexpr int64_t kPerStep = 1;
   static constexpr bool kSwapped = true;
-  static constexpr auto kSubnormals = FloatingPointMode::kFlush;
+  using Mode = FlushingMode;
   static V load(const float* p) { return F::load(p); }
 #if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
   static V step(V sum, const float* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
@@ -82,7 +91,7 @@ struct HardwarePairs {
   using V = __m512;
   static constexpr int64_t kPerStep = 2;
   static constexpr bool kSwapped = false;
-  static constexpr auto kSubnormals = FloatingPointMode::kKeep;
+  using Mode = KeptMode;
   static V load(const uint32_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
   static V step(V sum, const uint32_t* a, V b) {
     const __m512i pair = _mm512_set1_epi32(static_cast<int>(*a));

@@ -110,7 +110,7 @@ void packed_panel(const Product<T>& p, int64_t batch, const PackedRows<S>& rows,
       const int64_t tile_rows = (place + 1) * rows.count / height - first;
       alignas(64) Sum sums[kTile];
       {
-        const FloatingPointMode mode(S::kSubnormals);
+        [[maybe_unused]] const typename S::Mode mode;
         chain_tile_of<S>(tile_rows)(rows.at(chunk, first), columns + panel * kSteps<S> * kPanel, steps_of<S>(elements),
                                     share_of<S>(next, count, tile, tiles), sums);
       }

@@ -104,7 +104,9 @@ int64_t combine(Sum* sums, int64_t count, int64_t chunk, bool last, const Slot& 
       break;
     }
     const Sum* stored = slot(level);
-    for (int64_t j = 0; j < count; ++j) sums[j] = stored[j] + sums[j];
+    for (int64_t j = 0; j < count; j += kWidth<Sum>) {
+      (Vec<Sum>::loadu(stored + j) + Vec<Sum>::loadu(sums + j)).store(sums + j);
+    }
   }
   return level;
 }

@@ -80,7 +80,7 @@ void product_in_stream(const Product<T>& p) {
       const T* lines = p.columns_at(batch, column, chunk).data;
       const T* next = last ? p.columns_at(batch, next_column, 0).data : lines + kChunk;
       {
-        const FloatingPointMode mode(S::kSubnormals);
+        [[maybe_unused]] const typename S::Mode mode;
         compute(rows.at(chunk, 0), lines, next, p.b_column, p.elements(chunk), sums);
       }
       const int64_t level = combine(sums, p.rows * kStreamColumns, chunk, last, slot);
