@@ -67,22 +67,24 @@ inline Vec<A> with_identity(const Vec<A>& x, int64_t count) {
   return Vec<A>::set(Vec<A>(Tree::template identity<A>()), x, count);
 }
 
-template <class Tree, int64_t kHalf, class A>
-inline Vec<A> fold_halves(const Vec<A>& x) {
+template <int64_t kHalf, class A, class Combine>
+inline Vec<A> fold_halves(const Vec<A>& x, const Combine& combine) {
   if constexpr (kHalf == 0) {
     return x;
   } else {
-    return fold_halves<Tree, kHalf / 2>(Tree::combine(x, upper<kHalf>(x)));
+    return fold_halves<kHalf / 2>(combine(x, upper<kHalf>(x)), combine);
   }
 }
 
 // Lane j takes in lane j + 16, then j + 8, 4, 2, 1.
-template <class Tree, class A, size_t kVectors>
-inline A fold(Vec<A> (&lanes)[kVectors]) {
+template <class A, size_t kVectors, class Combine>
+inline A fold(Vec<A> (&lanes)[kVectors], const Combine& combine) {
+#pragma GCC unroll 4
   for (size_t half = kVectors / 2; half > 0; half /= 2) {
-    for (size_t k = 0; k < half; ++k) lanes[k] = Tree::combine(lanes[k], lanes[k + half]);
+#pragma GCC unroll 8
+    for (size_t k = 0; k < half; ++k) lanes[k] = combine(lanes[k], lanes[k + half]);
   }
-  return first(fold_halves<Tree, kWidth<A> / 2>(lanes[0]));
+  return first(fold_halves<kWidth<A> / 2>(lanes[0], combine));
 }
 
 // Balanced tree by a binary counter: slot l holds a finished subtree of 2^l leaves.
@@ -128,7 +130,7 @@ inline A reduce_chunk(int64_t begin, int64_t end, const Load& load_at) {
     const int64_t count = std::min(kWidth<A>, end - i);
     lanes[k] = Tree::combine(lanes[k], with_identity<Tree>(load_at(i, count), count));
   }
-  return fold<Tree>(lanes);
+  return fold(lanes, [](const Vec<A>& a, const Vec<A>& b) { return Tree::combine(a, b); });
 }
 
 // The extremum of elements [begin, end) in the order that is fastest. rough() passes NaNs over and gives either
@@ -136,39 +138,36 @@ inline A reduce_chunk(int64_t begin, int64_t end, const Load& load_at) {
 template <class Tree, class A, class Load>
 inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
   constexpr int64_t vectors = 8;
-  const auto walk = [&](const auto& step) {
+  const auto walk = [&](const auto& combine, const auto& look) {
     Vec<A> best[vectors];
     for (int64_t k = 0; k < vectors; ++k) best[k] = Vec<A>(Tree::template identity<A>());
     int64_t i = begin;
     for (; i + vectors * kWidth<A> <= end; i += vectors * kWidth<A>) {
 #pragma GCC unroll 4
       for (int64_t k = 0; k < vectors; k += 2) {
-        step(best[k], best[k + 1], load_at(i + k * kWidth<A>, kWidth<A>),
-             load_at(i + (k + 1) * kWidth<A>, kWidth<A>));
+        const Vec<A> x = load_at(i + k * kWidth<A>, kWidth<A>);
+        const Vec<A> y = load_at(i + (k + 1) * kWidth<A>, kWidth<A>);
+        best[k] = combine(best[k], x);
+        best[k + 1] = combine(best[k + 1], y);
+        look(x, y);
       }
     }
     for (int64_t k = 0; i < end; ++k, i += kWidth<A>) {
       const int64_t count = std::min(kWidth<A>, end - i);
-      Vec<A> unused(A(0));
       const Vec<A> x = with_identity<Tree>(load_at(i, count), count);
-      step(best[k], unused, x, x);
+      best[k] = combine(best[k], x);
+      look(x, x);
     }
-    return fold<Tree>(best);
+    return fold(best, combine);
   };
   NaNs<A> nans;
-  const A result = walk([&](Vec<A>& a, Vec<A>& b, const Vec<A>& x, const Vec<A>& y) {
-    // The element comes second: a NaN is not what is kept.
-    a = Tree::rough(x, a);
-    b = Tree::rough(y, b);
-    nans.meet(x, y);
-  });
-  const Vec<A> nan = nans.mark(Vec<A>(A(0)));
-  if (nan.zero_mask() != (1 << kWidth<A>) - 1) return kNaN<A>;
+  // The new element comes first: rough() then keeps what it has where that is a NaN.
+  const A result = walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::rough(x, a); },
+                        [&](const Vec<A>& x, const Vec<A>& y) { nans.meet(x, y); });
+  if (nans.any()) return kNaN<A>;
   if (result != 0) return result;
-  return walk([&](Vec<A>& a, Vec<A>& b, const Vec<A>& x, const Vec<A>& y) {
-    a = Tree::combine(a, x);
-    b = Tree::combine(b, y);
-  });
+  return walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::combine(a, x); },
+              [](const Vec<A>&, const Vec<A>&) {});
 }
 
 // Elements [begin, end), begin a multiple of kChunk: as a part of a longer row it is a subtree.
@@ -212,10 +211,7 @@ inline A largest(int64_t n, const Load& load_at) {
     const int64_t count = std::min(kWidth<A>, n - i);
     most[k] = at::vec::clamp_min(most[k], with_identity<Maximum>(load_at(i, count), count));
   }
-  for (int64_t half = vectors / 2; half > 0; half /= 2) {
-    for (int64_t k = 0; k < half; ++k) most[k] = at::vec::clamp_min(most[k], most[k + half]);
-  }
-  return first(fold_halves<Maximum, kWidth<A> / 2>(most[0]));
+  return fold(most, [](const Vec<A>& a, const Vec<A>& b) { return at::vec::clamp_min(a, b); });
 }
 
 // Vectors that go through one recipe together: a row's result in every lane of one vector, or one result for each
@@ -255,8 +251,17 @@ inline Group<A, kColumnGroup> reduce_columns(int64_t n, const RowAt& row_at, con
       V leaf[kColumnGroup];
 #pragma GCC unroll 8
       for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = identity;
+      int64_t bit = lanes / 2;
+      int64_t next = lane;
+      for (; next & bit; bit /= 2) next ^= bit;
+      next |= bit;
       for (int64_t i = begin + lane; i < end; i += stride) {
         const auto row = row_at(i);
+        // Rows of one lane lie far apart: the next lane's are asked for in time.
+        if (const int64_t ahead = i - lane + next; Tree::kOrdered && ahead < end) {
+          const auto* line = reinterpret_cast<const char*>(row_at(ahead));
+          for (size_t b = 0; b < kColumnGroup * kWidth<A> * sizeof(*row); b += 64) __builtin_prefetch(line + b);
+        }
 #pragma GCC unroll 8
         for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = Tree::combine(leaf[k], load_at(row, k));
       }
@@ -267,10 +272,7 @@ inline Group<A, kColumnGroup> reduce_columns(int64_t n, const RowAt& row_at, con
       }
 #pragma GCC unroll 8
       for (int64_t k = 0; k < kColumnGroup; ++k) slots[level][k] = leaf[k];
-      // The next lane in bit-reversed order.
-      int64_t bit = lanes / 2;
-      for (; lane & bit; bit /= 2) lane ^= bit;
-      lane |= bit;
+      lane = next;
     }
   }
   int level = 0;

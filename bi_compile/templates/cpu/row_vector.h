@@ -74,11 +74,10 @@ inline Vec<Acc<T>> load(const T* p, int64_t count) {
   }
 }
 
-// The first count elements of x, rounded to nearest even once, NaN canonical.
+// The first count elements of x, rounded to nearest even once. No NaN, or the canonical one, is among them.
 template <class T>
-inline void store(T* p, const Vec<Acc<T>>& value, int64_t count) {
+inline void store_canonical(T* p, const Vec<Acc<T>>& x, int64_t count) {
   using A = Acc<T>;
-  const Vec<A> x = canonical(value);
   if constexpr (std::is_same_v<T, A>) {
     if (count == kWidth<A>) {
       x.store(p);
@@ -108,6 +107,31 @@ inline void store(T* p, const Vec<Acc<T>>& value, int64_t count) {
     for (int64_t j = 0; j < count; ++j) p[j] = static_cast<T>(wide[j]);
 #endif
   }
+}
+
+// The first count elements of x, rounded to nearest even once, every NaN made the canonical one.
+template <class T>
+inline void store(T* p, const Vec<Acc<T>>& x, int64_t count) {
+  store_canonical(p, canonical(x), count);
+}
+
+// x / y, correctly rounded, for 0 <= x <= y and y >= 1; reciprocal is 1 / y, correctly rounded.
+//
+// A division unit is slow. The quotient by the reciprocal is off by at most an ulp; the residual is exact by a fused
+// multiply-add, and the quotient so corrected is the rounded one (Markstein 1990), as long as no step underflows.
+template <class A>
+inline Vec<A> divide(const Vec<A>& x, const Vec<A>& y, const Vec<A>& reciprocal) {
+#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    const Vec<A> quotient = x * reciprocal;
+    // A quotient of 2^-75 has a residual of at least 2^-122. Zero is itself.
+    const Vec<A> tiny = (quotient < Vec<A>(0x1p-75f)) & (x != Vec<A>(0.0f));
+    if (tiny.zero_mask() != (1 << kWidth<A>) - 1) return x / y;
+    const Vec<A> residual = at::vec::fnmadd(quotient, y, x);
+    return at::vec::fmadd(residual, reciprocal, quotient);
+  }
+#endif
+  return x / y;
 }
 
 // The first element.
@@ -175,6 +199,14 @@ class NaNs {
     }
 #else
     found_ = found_ | (a != a) | (b != b);
+#endif
+  }
+
+  bool any() const {
+#if defined(BI_ISA_AVX512)
+    return found_ != 0;
+#else
+    return mark(Vec<A>(A(0))).zero_mask() != (1 << kWidth<A>) - 1;
 #endif
   }
 

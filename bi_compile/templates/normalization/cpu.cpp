@@ -16,7 +16,17 @@ template <class A>
 struct Affine {
   const A* weight;
   const A* bias;
+  bool finite;  // neither holds NaN or inf, so that finite statistics give no NaN
 };
+
+template <class A>
+bool all_finite(const A* p, int64_t n) {
+  if (p == nullptr) return true;
+  A not_finite(0);
+  // NaN or inf times zero is NaN, and NaN stays.
+  for (int64_t i = 0; i < n; ++i) not_finite = not_finite + p[i] * A(0);
+  return not_finite == A(0);
+}
 
 template <class A>
 struct Moments {
@@ -50,12 +60,23 @@ Moments<Acc<T>> normalize_row(const P* x, int64_t n, double eps, const Affine<Ac
                            return d * d;
                          }),
                          n, eps);
-  for (int64_t i = 0; i < n; i += kWidth<A>) {
-    const int64_t count = std::min(kWidth<A>, n - i);
-    V y = centred(load(x + i, count)) * rstd;
-    if (affine.weight) y = y * load(affine.weight + i, count);
-    if (affine.bias) y = y + load(affine.bias + i, count);
-    store(out + i, y, count);
+  const auto write = [&](const auto& put) {
+    const auto finish = [&](int64_t i, int64_t count) {
+      V y = centred(load(x + i, count)) * rstd;
+      if (affine.weight) y = y * load(affine.weight + i, count);
+      if (affine.bias) y = y + load(affine.bias + i, count);
+      put(out + i, y, count);
+    };
+    int64_t i = 0;
+    for (; i + kWidth<A> <= n; i += kWidth<A>) finish(i, kWidth<A>);
+    if (i < n) finish(i, n - i);
+  };
+  // A finite positive rstd comes of finite deviations: then 0 * inf and inf - inf cannot arise below.
+  const A scale = first<A>(rstd);
+  if (affine.finite && scale > 0 && scale < kInfinity<A>) {
+    write([](T* p, const V& y, int64_t count) { store_canonical(p, y, count); });
+  } else {
+    write([](T* p, const V& y, int64_t count) { store(p, y, count); });
   }
   return {first<A>(mean), first<A>(rstd)};
 }
@@ -116,8 +137,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const char* op, const a
   for_dtype(op, x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = Acc<T>;
-    const Affine<A> affine{wide_weight.defined() ? wide_weight.const_data_ptr<A>() : nullptr,
-                           wide_bias.defined() ? wide_bias.const_data_ptr<A>() : nullptr};
+    const A* w = wide_weight.defined() ? wide_weight.const_data_ptr<A>() : nullptr;
+    const A* b = wide_bias.defined() ? wide_bias.const_data_ptr<A>() : nullptr;
+    const bool worth_asking = view.rows >= 4;
+    const Affine<A> affine{w, b, worth_asking && all_finite(w, view.n) && all_finite(b, view.n)};
     const auto run = [&](auto* kept) {
       using S = std::remove_pointer_t<decltype(kept)>;
       S* means = mean.mutable_data_ptr<S>();

@@ -26,36 +26,55 @@ void softmax_row(const P* x, int64_t n, T* out, Acc<T>* exponentials) {
       return e;
     });
   }));
-  const V log_sum = kLog ? sum.log() : sum;
-  for (int64_t i = 0; i < n; i += kWidth<A>) {
-    const int64_t count = std::min(kWidth<A>, n - i);
-    if constexpr (kLog) {
-      store(out + i, (load(x + i, count) - maximum) - log_sum, count);
-    } else {
-      store(out + i, load(exponentials + i, count) / sum, count);
-    }
+  if (first<A>(sum) != first<A>(sum)) {
+    // Every element of such a row is NaN, and no element of any other is.
+    std::fill(out, out + n, static_cast<T>(kNaN<A>));
+    return;
   }
+  const V log_sum = kLog ? sum.log() : sum;
+  const V reciprocal = V(A(1)) / sum;
+  const auto finish = [&](int64_t i, int64_t count) {
+    const V y = kLog ? (load(x + i, count) - maximum) - log_sum
+                     : divide(load(exponentials + i, count), sum, reciprocal);
+    store_canonical(out + i, y, count);
+  };
+  int64_t i = 0;
+  for (; i + kWidth<A> <= n; i += kWidth<A>) finish(i, kWidth<A>);
+  if (i < n) finish(i, n - i);
 }
 
-// width neighbouring rows whose elements i lie at x + i * stride and out + i * out_stride.
+constexpr int64_t kTile = kColumnGroup;  // vectors side by side
+
+// width neighbouring rows whose elements i lie at x + i * stride and out + i * out_stride. The exponentials, or for
+// kLog the shifted elements, are kept in `kept`, kTile vectors for each i.
 template <bool kLog, class T>
-void softmax_columns(const T* x, T* out, const Dim& dim, int64_t width) {
+void softmax_columns(const T* x, T* out, const Dim& dim, int64_t width, Acc<T>* kept) {
   using A = Acc<T>;
   using V = Vec<A>;
+  const int64_t vectors = (width + kWidth<A> - 1) / kWidth<A>;
   const auto valid = [&](int64_t k) { return std::clamp<int64_t>(width - k * kWidth<A>, 0, kWidth<A>); };
+  const auto at = [&](int64_t i, int64_t k) { return kept + (i * kTile + k) * kWidth<A>; };
   const auto row_at = [&](int64_t i) { return x + i * dim.stride; };
-  const auto element = [&](const T* row, int64_t k) {
-    return valid(k) == 0 ? V(A(0)) : load(row + k * kWidth<A>, valid(k));
-  };
-  const auto maximum = reduce_columns<Maximum, A>(dim.size, row_at, element);
-  const auto sum = reduce_columns<Sum, A>(
-      dim.size, row_at, [&](const T* row, int64_t k) { return (element(row, k) - maximum.v[k]).exp(); });
-  const auto divisor = kLog ? sum.map([](const V& s, int64_t) { return s.log(); }) : sum;
+  const auto maximum = reduce_columns<Maximum, A>(dim.size, row_at, [&](const T* row, int64_t k) {
+    return k < vectors ? load(row + k * kWidth<A>, valid(k)) : V(A(0));
+  });
   for (int64_t i = 0; i < dim.size; ++i) {
-    for (int64_t k = 0; k * kWidth<A> < width; ++k) {
-      const V shifted = element(row_at(i), k) - maximum.v[k];
-      store(out + i * dim.out_stride + k * kWidth<A>,
-            kLog ? shifted - divisor.v[k] : shifted.exp() / divisor.v[k], valid(k));
+    for (int64_t k = 0; k < vectors; ++k) {
+      const V shifted = load(row_at(i) + k * kWidth<A>, valid(k)) - maximum.v[k];
+      (kLog ? shifted : shifted.exp()).store(at(i, k));
+    }
+  }
+  const auto sum = reduce_columns<Sum, A>(dim.size, [&](int64_t i) { return at(i, 0); },
+                                          [&](const A* row, int64_t k) {
+                                            const V e = k < vectors ? V::loadu(row + k * kWidth<A>) : V(A(0));
+                                            return kLog && k < vectors ? e.exp() : e;
+                                          });
+  const auto last = sum.map([](const V& s, int64_t) { return kLog ? s.log() : V(A(1)) / s; });
+  for (int64_t i = 0; i < dim.size; ++i) {
+    for (int64_t k = 0; k < vectors; ++k) {
+      const V e = V::loadu(at(i, k));
+      store(out + i * dim.out_stride + k * kWidth<A>, kLog ? e - last.v[k] : divide(e, sum.v[k], last.v[k]),
+            valid(k));
     }
   }
 }
@@ -66,18 +85,22 @@ void softmax_rows(const RowView& view, const T* x, T* out) {
   const Dim dim = view.reduced.empty() ? Dim{1, 1, 1} : view.reduced[0];
   const bool dense = dim.stride == 1 && dim.out_stride == 1;
   if (!dense && view.columns()) {
-    constexpr int64_t wide = kColumnGroup * kWidth<A>;
+    constexpr int64_t wide = kTile * kWidth<A>;
     const int64_t inner = view.kept.back().size;
     const int64_t groups = (inner + wide - 1) / wide;
-    for_each_task(view.rows / inner * groups, view.n * wide, [&](int64_t task) {
-      const int64_t column = task % groups * wide;
-      const int64_t row = task / groups * inner + column;
-      softmax_columns<kLog>(x + offset(view.kept, row), out + offset(view.kept, row, &Dim::out_stride), dim,
-                            std::min(wide, inner - column));
+    const int64_t grain = std::max<int64_t>(1, kGrain / 4 / (view.n * wide));
+    at::parallel_for(0, view.rows / inner * groups, grain, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<A[]> kept(new A[view.n * wide]);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t column = task % groups * wide;
+        const int64_t row = task / groups * inner + column;
+        softmax_columns<kLog>(x + offset(view.kept, row), out + offset(view.kept, row, &Dim::out_stride), dim,
+                              std::min(wide, inner - column), kept.get());
+      }
     });
     return;
   }
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, view.n));
+  const int64_t grain = std::max<int64_t>(1, kGrain / 4 / std::max<int64_t>(1, view.n));
   at::parallel_for(0, view.rows, grain, [&](int64_t begin, int64_t end) {
     const bool in_place = std::is_same_v<T, A> && dense;
     const std::unique_ptr<A[]> exponentials(in_place || kLog ? nullptr : new A[view.n]);
