@@ -140,7 +140,7 @@ def _table(results: dict[str, dict[str, Result]], arms: list[str], count: int) -
     table.add_column("arm", no_wrap=True)
     for heading in ("embeddings\nchanged", "nearest\nchanged", "rankings\nchanged", "largest\ndifference"):
         table.add_column(heading, justify="right")
-    for heading in ("ms/sentence\nbatched", "x Inductor\nbatched", "x Inductor\nalone"):
+    for heading in ("ms each\nbatched", "x Inductor\nbatched", "x Inductor\nalone"):
         table.add_column(heading, justify="right")
     for mode, title in MODES.items():
         for arm in arms:

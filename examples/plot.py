@@ -15,17 +15,17 @@ def save_plot(
     path: Path, results: dict[str, dict[str, Result]], arms: dict[str, str], count: int, machine: str
 ) -> None:
     shown = [arm for arm in arms if all(arm in by_arm for by_arm in results.values())]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     _bars(left, results, shown, arms, lambda r: r.changed, lambda v: f"{v:.0f}")
-    left.set_title(f"embeddings that change a bit, of {count}", loc="left")
+    left.set_title(f"embeddings that change a bit, of {count}", loc="left", fontsize=11)
     left.set_ylim(0, count * 1.12)
     if all(r.ratio is not None for by_arm in results.values() for r in by_arm.values()):
         _bars(right, results, shown, arms, lambda r: r.ratio, lambda v: f"{v:.2f}")
         right.axhline(1.0, color="#444", linewidth=0.8, linestyle=":")
-        right.set_title("time per sentence in a batch, relative to stock Inductor", loc="left")
+        right.set_title("time per sentence in a batch, relative to stock Inductor", loc="left", fontsize=11)
     else:
         _bars(right, results, shown, arms, lambda r: 1000 * r.seconds, lambda v: f"{v:.1f}")
-        right.set_title("milliseconds per sentence in a batch", loc="left")
+        right.set_title("milliseconds per sentence in a batch", loc="left", fontsize=11)
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), frameon=False
     )
@@ -44,6 +44,6 @@ def _bars(axes, results, shown, names, value, label) -> None:
         values = [value(by_arm[arm]) for by_arm in results.values()]
         bars = axes.bar(places, values, width * 0.92, color=COLOURS[arm], label=names[arm])
         axes.bar_label(bars, [label(v) for v in values], fontsize=8, padding=2, fontweight="bold")
-    axes.set_xticks(range(len(results)), ["padded " + MODES[mode] for mode in results], fontsize=8.5)
+    axes.set_xticks(range(len(results)), ["padded\n" + MODES[mode] for mode in results], fontsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
