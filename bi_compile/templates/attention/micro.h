@@ -47,7 +47,7 @@ void multiply_keys(const A* q, int64_t q_stride, const A* keys, int64_t size, A*
 // The last of the N registers reads `tail` columns of v.
 template <class A, class T, int R, int N>
 void multiply_values(const A* p, const A* alpha, const T* v, int64_t v_stride, int keys, int tail, A* out,
-                     int64_t out_stride) {
+                     int64_t out_stride, const Ahead& ahead) {
   using V = Vec<A>;
   const auto all = V::first(V::width), last = V::first(tail);
   V sum[R][N];
@@ -58,6 +58,7 @@ void multiply_values(const A* p, const A* alpha, const T* v, int64_t v_stride, i
     for (int n = 0; n < N; ++n) sum[r][n] = V::load(out + r * out_stride + n * V::width) * scale;
   }
   for (int key = 0; key < keys; ++key) {
+    if (R <= 4) ahead.touch(key);
     V x[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
@@ -112,17 +113,80 @@ inline void score_block(int rows, const A* q, int64_t q_stride, const A* packed,
   }
 }
 
+#if defined(BI_ISA_AVX512)
+
+// Scores of one query against G groups of sixteen keys, transposed in registers: with a single row, a packed copy
+// would be read but once. The chains are the same.
+template <class T, int G>
+BI_INLINE void score_groups(const float* q, const T* keys, int64_t stride, int count, int64_t size, float* scores,
+                            const Ahead& ahead, int touched) {
+  constexpr int step = 16 / sizeof(T), per_unit = 4 / sizeof(T);
+  const char* key[G][kLanes];
+  __m512 sum[G];
+  for (int g = 0; g < G; ++g) {
+    point_at_keys(keys + g * kLanes * stride, stride, std::min(kLanes, count - g * kLanes), key[g]);
+    sum[g] = _mm512_setzero_ps();
+  }
+  const int touches = static_cast<int>((G * kLanes * step + size - 1) / std::max<int64_t>(size, 1));
+  int64_t d = 0;
+  for (; d + step <= size; d += step) {
+    for (int i = 0; i < touches; ++i) ahead.touch(touched++);
+    __m512 unit[G][4];
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g) transpose_16_keys(key[g], d * static_cast<int64_t>(sizeof(T)), unit[g]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) {
+        __m512 wide[per_unit];
+        widen_unit<T>(unit[g][i], wide);
+        for (int j = 0; j < per_unit; ++j)
+          sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(q[d + i * per_unit + j]), wide[j], sum[g]);
+      }
+    }
+  }
+  for (; d < size; ++d) {
+    for (int g = 0; g < G; ++g) {
+      float column[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        T x;
+        std::memcpy(&x, key[g][j] + d * sizeof(T), sizeof(T));
+        column[j] = static_cast<float>(x);
+      }
+      sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), _mm512_loadu_ps(column), sum[g]);
+    }
+  }
+  for (int g = 0; g < G; ++g) _mm512_storeu_ps(scores + g * kLanes, sum[g]);
+}
+
+// As score_block for one row, from keys whose elements lie side by side.
+template <class T>
+inline void score_one_query(const float* q, const T* keys, int64_t stride, int count, int64_t size, float* scores,
+                            const Ahead& ahead) {
+  for (int first = 0; first < count; first += 2 * kLanes) {
+    const T* at = keys + first * stride;
+    if (count - first > kLanes) {
+      score_groups<T, 2>(q, at, stride, count - first, size, scores + first, ahead, first);
+    } else {
+      score_groups<T, 1>(q, at, stride, count - first, size, scores + first, ahead, first);
+    }
+  }
+}
+
+#endif
+
 // The accumulators of up to kRows rows take in `keys` keys; out_stride is a multiple of kLanes.
 template <class A, class T>
 inline void accumulate_block(int rows, const A* p, const A* alpha, const T* v, int64_t v_stride, int keys,
-                             int64_t value_size, A* out, int64_t out_stride) {
+                             int64_t value_size, A* out, int64_t out_stride, const Ahead& ahead) {
   constexpr int step = kColumns * Vec<A>::width;
   for (int64_t at = 0; at < value_size; at += step) {
     const int left = static_cast<int>(std::min<int64_t>(step, value_size - at));
     const int columns = (left + Vec<A>::width - 1) / Vec<A>::width;
     with_constants(rows, columns, [&](auto r, auto n) {
       const int tail = left - (columns - 1) * Vec<A>::width;
-      multiply_values<A, T, r, n>(p, alpha, v + at, v_stride, keys, tail, out + at, out_stride);
+      multiply_values<A, T, r, n>(p, alpha, v + at, v_stride, keys, tail, out + at, out_stride,
+                                  at == 0 ? ahead : Ahead());
     });
   }
 }

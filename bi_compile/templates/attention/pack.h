@@ -64,6 +64,20 @@ inline void copy_widened(const T* from, int64_t stride, int64_t size, A* to, int
   }
 }
 
+// Rows of memory that will be read next. With few queries a block is read once and from afar: asking for it, into
+// the second-level cache, while the block before is computed hides most of the wait. No result depends on it.
+struct Ahead {
+  const char* first = nullptr;
+  int64_t stride = 0, bytes = 0;
+  int rows = 0;
+
+  BI_INLINE void touch(int row) const {
+    if (row >= rows) return;
+    const char* at = first + row * stride;
+    for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(at + offset, 0, 2);
+  }
+};
+
 #if defined(BI_ISA_AVX512)
 
 // Sixteen bytes at the same place of sixteen keys, transposed: unit[i] holds the i-th 4 bytes of each key.
@@ -87,17 +101,26 @@ BI_INLINE void transpose_16_keys(const char* const (&key)[kLanes], int64_t offse
   unit[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
 }
 
-// The sixteen keys' elements d and d+1 out of 4-byte units that hold both.
+// A unit as fp32: itself, or for 2-byte elements those at d (even) and d+1 (odd).
 template <class T>
-BI_INLINE void split_pairs(__m512 unit, float* even, float* odd) {
+BI_INLINE void widen_unit(__m512 unit, __m512 (&wide)[4 / sizeof(T)]) {
   const __m512i bits = _mm512_castps_si512(unit);
-  if constexpr (std::is_same_v<T, c10::Half>) {
-    _mm512_storeu_ps(even, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits)));
-    _mm512_storeu_ps(odd, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16))));
+  if constexpr (sizeof(T) == 4) {
+    wide[0] = unit;
+  } else if constexpr (std::is_same_v<T, c10::Half>) {
+    wide[0] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits));
+    wide[1] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
   } else {
-    _mm512_storeu_si512(even, _mm512_slli_epi32(bits, 16));
-    _mm512_storeu_si512(odd, _mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
+    wide[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    wide[1] = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
   }
+}
+
+// Sixteen keys from `first`, of which `present` exist. An absent one reads the last present one: its score is
+// thrown away.
+template <class T>
+BI_INLINE void point_at_keys(const T* first, int64_t stride, int present, const char* (&key)[kLanes]) {
+  for (int j = 0; j < kLanes; ++j) key[j] = reinterpret_cast<const char*>(first + std::min(j, present - 1) * stride);
 }
 
 #endif
@@ -110,23 +133,18 @@ inline void pack_keys(const T* keys, int64_t stride, int64_t element, int count,
     const int present = std::min(kLanes, count - first);
     int64_t d = 0;
 #if defined(BI_ISA_AVX512)
-    if (sizeof(A) == 4 && element == 1) {
-      // An absent key reads the last present one; its scores are thrown away.
+    if constexpr (sizeof(A) == 4) {
       const char* key[kLanes];
-      for (int j = 0; j < kLanes; ++j)
-        key[j] = reinterpret_cast<const char*>(keys + (first + std::min(j, present - 1)) * stride);
-      constexpr int step = 16 / sizeof(T);
-      for (; d + step <= size; d += step) {
+      point_at_keys(keys + first * stride, stride, present, key);
+      constexpr int step = 16 / sizeof(T), per_unit = 4 / sizeof(T);
+      for (; element == 1 && d + step <= size; d += step) {
         __m512 unit[4];
         transpose_16_keys(key, d * static_cast<int64_t>(sizeof(T)), unit);
-        float* at = reinterpret_cast<float*>(to) + d * kBlock + first;
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-          if constexpr (sizeof(T) == 4) {
-            _mm512_storeu_ps(at + i * kBlock, unit[i]);
-          } else {
-            split_pairs<T>(unit[i], at + 2 * i * kBlock, at + (2 * i + 1) * kBlock);
-          }
+          __m512 wide[per_unit];
+          widen_unit<T>(unit[i], wide);
+          for (int j = 0; j < per_unit; ++j) _mm512_storeu_ps(to + (d + i * per_unit + j) * kBlock + first, wide[j]);
         }
       }
     }

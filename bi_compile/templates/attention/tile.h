@@ -142,39 +142,71 @@ class Tile {
     return static_cast<A>(maximum + log_positive(sum));
   }
 
-  void run_block(int64_t block, int count, State<A> state) {
-    const T* keys = problem_.k_head(b_, kv_head_) + block * problem_.k_stride[2];
-    const T* values = problem_.v_head(b_, kv_head_) + block * problem_.v_stride[2];
-    const int64_t size = round_up(problem_.size, kLanes), stride = out_stride(problem_);
-    // Worth a copy when the values are not in rows, or are widened for several strips.
-    const bool copy_values = problem_.v_stride[3] != 1 || (sizeof(T) < sizeof(A) && rows_ > 2 * kRows);
-    bool have_keys = false, have_values = false;
+  struct Block {
+    int64_t first;
+    int count;
+    const T *keys, *values;
+    bool keys_packed = false, values_packed = false;
+  };
+
+  void run_block(int64_t first, int count, State<A> state) {
+    Block block{first, count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
+                problem_.v_head(b_, kv_head_) + first * problem_.v_stride[2]};
     for (int64_t& offset : mask_offset_) offset = -1;
     for (int64_t r = 0; r < rows_; r += kRows) {
       const int rows = strip_rows(r);
       int attended[kRows], seen = 0;
       for (int i = 0; i < rows; ++i) {
-        attended[i] = static_cast<int>(std::clamp<int64_t>(problem_.attended(query(r + i)) - block, 0, count));
+        attended[i] = static_cast<int>(std::clamp<int64_t>(problem_.attended(query(r + i)) - first, 0, count));
         seen = std::max(seen, attended[i]);
       }
       const A* mask[kRows] = {};
-      if (seen == 0 || !read_masks(block, count, r, rows, mask)) continue;
-      if (!have_keys) pack_keys(keys, problem_.k_stride[2], problem_.k_stride[3], count, problem_.size, packed_keys_);
-      have_keys = true;
+      if (seen == 0 || !read_masks(first, count, r, rows, mask)) continue;
       const State<A> now = strip(state, r);
       A alpha[kLanes];
-      score_block(rows, q_ + r * size, size, packed_keys_, seen, problem_.size, scores_);
+      score(block, r, rows, seen);
       softmax_block(rows, scores_, problem_.scale, mask, problem_.mask_lowest, attended, now.maximum, now.sum, alpha);
-      if (!copy_values) {
-        accumulate_block(rows, scores_, alpha, values, problem_.v_stride[2], seen, problem_.value_size, now.out, stride);
-        continue;
-      }
-      for (int j = 0; !have_values && j < count; ++j)
-        copy_widened(values + j * problem_.v_stride[2], problem_.v_stride[3], problem_.value_size,
-                     packed_values_ + j * stride, stride);
-      have_values = true;
-      accumulate_block<A, A>(rows, scores_, alpha, packed_values_, stride, seen, problem_.value_size, now.out, stride);
+      accumulate(block, rows, seen, alpha, now.out);
     }
+  }
+
+  // scores_ of one strip against the first `seen` keys of a block.
+  void score(Block& block, int64_t r, int rows, int seen) {
+    const int64_t size = round_up(problem_.size, kLanes), stride = problem_.k_stride[2], element = problem_.k_stride[3];
+#if defined(BI_ISA_AVX512)
+    if constexpr (sizeof(A) == 4) {
+      if (rows_ == 1 && element == 1) {
+        const Ahead next = ahead(block, block.keys, problem_.k_stride, problem_.size);
+        return score_one_query(q_, block.keys, stride, seen, problem_.size, scores_, next);
+      }
+    }
+#endif
+    if (!block.keys_packed) pack_keys(block.keys, stride, element, block.count, problem_.size, packed_keys_);
+    block.keys_packed = true;
+    score_block(rows, q_ + r * size, size, packed_keys_, seen, problem_.size, scores_);
+  }
+
+  // What the first `seen` values of a block add to a strip whose weights are in scores_.
+  void accumulate(Block& block, int rows, int seen, const A* alpha, A* out) {
+    const int64_t size = problem_.value_size, stride = problem_.v_stride[2], element = problem_.v_stride[3];
+    const int64_t padded = out_stride(problem_);
+    // Copied when not in rows, or when several strips would widen them.
+    if (element == 1 && (sizeof(T) == sizeof(A) || rows_ <= 2 * kRows)) {
+      const Ahead next = ahead(block, block.values, problem_.v_stride, size);
+      return accumulate_block(rows, scores_, alpha, block.values, stride, seen, size, out, padded, next);
+    }
+    for (int j = 0; !block.values_packed && j < block.count; ++j)
+      copy_widened(block.values + j * stride, element, size, packed_values_ + j * padded, padded);
+    block.values_packed = true;
+    accumulate_block<A, A>(rows, scores_, alpha, packed_values_, padded, seen, size, out, padded, Ahead());
+  }
+
+  // The keys or values of the block after this one, if they are read only once.
+  Ahead ahead(const Block& block, const T* rows, const int64_t (&strides)[4], int64_t size) const {
+    if (rows_ > kRows || strides[3] != 1) return {};
+    constexpr int64_t bytes = sizeof(T);
+    const int left = static_cast<int>(std::clamp<int64_t>(attended_ - block.first - kBlock, 0, kBlock));
+    return {reinterpret_cast<const char*>(rows + kBlock * strides[2]), strides[2] * bytes, size * bytes, left};
   }
 
   // Points mask[i] at what row r + i adds to its scores. False when -infinity masks the block for all of them:
