@@ -1,4 +1,4 @@
-"""bi_compile: `torch.compile(model, backend="batch_invariant")` gives every sample the same bits in any batch.
+"""`torch.compile(model, backend="batch_invariant")` gives every sample the same bits in any batch.
 
 The public names are resolved on first use, so that importing the package imports no torch.
 """
@@ -16,7 +16,7 @@ _PUBLIC = {
     "Options": "bi_compile.options",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = ["BatchInvariantError", "Options", "__version__", "batch_invariant", "eager", "explain"]
 
 if TYPE_CHECKING:
     from bi_compile.backend import batch_invariant
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -1,7 +1,7 @@
 """`with bi_compile.eager():` runs the canonical ops one by one, for code outside compiled graphs.
 
-The same rewrites as in compiled graphs, put in at the same two places: whole ops where PyTorch's functions are
-called, ATen ops below autograd. So eager results equal compiled ones bit for bit, and are their oracle.
+The same rewrites as in compiled graphs, put in at the same two places: whole ops where PyTorch's functions
+are called, ATen ops below autograd. So eager results equal compiled ones bit for bit, and are their oracle.
 """
 
 import warnings
@@ -48,6 +48,8 @@ class _CanonicalOps(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "bi_compile":
+            return func(*args, **kwargs)
         functional = _functional_form(func)
         if functional is not None and not _runs_as_it_is(functional, args, kwargs):
             destination = kwargs.pop("out", None) if "out" in kwargs else args[0]
@@ -85,8 +87,7 @@ class _CanonicalOps(TorchDispatchMode):
 
 
 def _is_order_free(func: Any, args: Any, kwargs: Any) -> bool:
-    accumulates = bool(args[3] if len(args) > 3 else kwargs.get("accumulate", False))
-    return is_order_free(func, _dtypes((args, kwargs)), accumulates=accumulates)
+    return is_order_free(func, {tensor.dtype for tensor in _tensors((args, kwargs))}, args, kwargs)
 
 
 def _runs_as_it_is(func: Any, args: Any, kwargs: Any) -> bool:
@@ -124,7 +125,11 @@ def _binary(name: str) -> Callable[..., Any]:
         if not dtype.is_floating_point:
             return NotImplemented
         device = x.device if isinstance(x, torch.Tensor) else y.device
-        return binary(torch.as_tensor(x, dtype=dtype, device=device), torch.as_tensor(y, dtype=dtype, device=device), name)
+        return binary(
+            torch.as_tensor(x, dtype=dtype, device=device),
+            torch.as_tensor(y, dtype=dtype, device=device),
+            name,
+        )
 
     return build
 
@@ -153,7 +158,3 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors(value)
-
-
-def _dtypes(values: Any) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in _tensors(values)}

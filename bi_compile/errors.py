@@ -15,7 +15,9 @@ class BatchInvariantError(Exception):
 class _Message(BatchInvariantError):
     """An error put together from its parts: one line of what, then details, then where, then a hint."""
 
-    def __init__(self, what: str, *, details: Iterable[str] = (), where: str | None = None, hint: str) -> None:
+    def __init__(
+        self, what: str, *, details: Iterable[str] = (), where: str | None = None, hint: str
+    ) -> None:
         lines = [what, *(f"  {detail}" for detail in details)]
         if where:
             lines.append(f"  {where}")
@@ -71,7 +73,8 @@ class UnsupportedDtypeError(_Message):
     def __init__(self, op: str, dtype: str, supported: Iterable[str]) -> None:
         super().__init__(
             f"{op} does not support {dtype}",
-            hint=f"supported dtypes: {', '.join(supported)}. Convert the input, for example x.to(torch.float32).",
+            hint=f"supported dtypes: {', '.join(supported)}. "
+            "Convert the input, for example x.to(torch.float32).",
         )
 
 
@@ -92,7 +95,8 @@ class CompilerNotFoundError(_Message):
         super().__init__(
             "no C++ compiler found: the CPU kernels are compiled at first use",
             details=[f"searched: {searched}"],
-            hint="install one, for example 'apt-get install g++', or point the environment variable CXX at it.",
+            hint="install one, for example 'apt-get install g++', "
+            "or point the environment variable CXX at it.",
         )
 
 

@@ -174,6 +174,7 @@ def canonical_codegen() -> Iterator[None]:
     with ExitStack() as stack:
         for name, (arguments, expression) in expressions().items():
             vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
+            vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
             stack.enter_context(mock.patch.object(cpp.CppVecOverrides, name, staticmethod(vector)))
             stack.enter_context(mock.patch.object(cpp.CppOverrides, name, staticmethod(scalar)))
         yield
@@ -183,7 +184,9 @@ def _vector_code(arguments: int, expression: str) -> Callable[..., str]:
     if arguments == 1:
 
         def unary(x: Any) -> str:
-            return f"[](const auto& x) {{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x})"
+            return (
+                f"[](const auto& x) {{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x})"
+            )
 
         return unary
 
@@ -232,7 +235,12 @@ def user_line(node: fx.Node) -> str | None:
 
 def is_exact_function(target: Any) -> bool:
     """Whether a call target that is no ATen op is known to compute nothing on tensors' values."""
-    return getattr(target, "__module__", "") in ("_operator", "math", "torch.sym_int", "torch.fx.experimental.sym_node")
+    return getattr(target, "__module__", "") in (
+        "_operator",
+        "math",
+        "torch.sym_int",
+        "torch.fx.experimental.sym_node",
+    )
 
 
 def refuse_foreign_devices(inputs: Sequence[Any]) -> None:
@@ -256,7 +264,10 @@ def make_batch_dynamic(module: fx.GraphModule) -> None:
     bit. Nothing is asked where the user said dynamic=False.
     """
     from torch._dynamo import config, maybe_mark_dynamic
-    from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+    from torch._dynamo.exc import TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis
+
+    class TraceAgain(TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis):
+        """The first base passes through the call of a backend, the second forgets where graphs broke."""
 
     if config.assume_static_by_default and not config.automatic_dynamic_shapes:
         return
@@ -266,7 +277,7 @@ def make_batch_dynamic(module: fx.GraphModule) -> None:
     for tensor in static:
         tensor._bi_compile_asked = True  # type: ignore[attr-defined]
         maybe_mark_dynamic(tensor, 0)
-    raise TensorifyScalarRestartAnalysis(restart_reason="bi_compile: one graph for all batch sizes")
+    raise TraceAgain(restart_reason="bi_compile: one graph for all batch sizes")
 
 
 def _is_static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> bool:

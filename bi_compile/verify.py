@@ -1,4 +1,4 @@
-"""The check of the final graph: no op whose result depends on an order is left without a canonical lowering."""
+"""The check of the final graph: no order-sensitive op is left without a canonical lowering."""
 
 import operator
 import warnings
@@ -41,8 +41,7 @@ def _verdict(node: fx.Node, on_unsupported: str) -> Verdict | None:
         base = target._schema.name.split("::")[1]
         if base in expressions() and target.namespace == "aten":
             return Verdict(name, CANONICAL, where)
-        accumulates = bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate", False))
-        if is_order_free(target, {t.dtype for t in _tensors(node)}, accumulates=accumulates):
+        if is_order_free(target, {t.dtype for t in _tensors(node)}, node.args, node.kwargs):
             return Verdict(name, ORDER_FREE, where)
     elif inductor.is_exact_function(target):
         return Verdict(name, ORDER_FREE, where)
@@ -50,7 +49,7 @@ def _verdict(node: fx.Node, on_unsupported: str) -> Verdict | None:
         raise UnsupportedOpError(name, signature=_signature(node), where=where, reason=_reason(node))
     if on_unsupported == "warn":
         warnings.warn(
-            f"bi_compile: {name} is left as it is; its results may change with the batch. {where or ''}".rstrip(),
+            f"bi_compile leaves {name} alone; its results may change with the batch. {where or ''}".rstrip(),
             RuntimeWarning,
             stacklevel=2,
         )
@@ -70,7 +69,14 @@ def _reason(node: fx.Node) -> str:
 def _refuse_dtypes(node: fx.Node, op: torch._ops.OpOverload) -> None:
     for tensor in _tensors(node):
         if tensor.dtype.is_complex or "float8" in str(tensor.dtype) or "float4" in str(tensor.dtype):
-            supported = ("torch.float32", "torch.float64", "torch.bfloat16", "torch.float16", "integers", "bool")
+            supported = (
+                "torch.float32",
+                "torch.float64",
+                "torch.bfloat16",
+                "torch.float16",
+                "integers",
+                "bool",
+            )
             raise UnsupportedDtypeError(str(op), str(tensor.dtype), supported)
 
 

@@ -19,10 +19,14 @@ def assert_same_bits(a: torch.Tensor, b: torch.Tensor, what: str = "") -> None:
     differ = as_integers(a) != as_integers(b)
     if differ.any():
         at = tuple(differ.nonzero()[0].tolist())
-        raise AssertionError(f"{what}: {int(differ.sum())} of {a.numel()} differ, first at {at}: {a[at]} {b[at]}")
+        raise AssertionError(
+            f"{what}: {int(differ.sum())} of {a.numel()} differ, first at {at}: {a[at]} {b[at]}"
+        )
 
 
-def order_sensitive(*shape: int, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None):
+def order_sensitive(
+    *shape: int, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None
+):
     """Data on which every change of summation order shows: cancelling pairs around small values."""
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     big = torch.rand(shape, generator=generator) < 0.3

@@ -6,6 +6,9 @@ correctly, data movement, comparison, creation. Everything else either has a can
 is never let through.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
 EXACT_POINTWISE = frozenset(
@@ -15,7 +18,8 @@ EXACT_POINTWISE = frozenset(
     logical_and logical_not logical_or logical_xor lt masked_fill mul ne neg positive
     reciprocal round sign signbit sub trunc where __and__ __or__ __xor__ __lshift__
     __rshift__ _to_copy _conj nan_to_num isfinite square frac threshold
-    threshold_backward sgn ldexp nextafter gcd isneginf isposinf heaviside true_divide rsub hardshrink softshrink frexp
+    threshold_backward sgn ldexp nextafter gcd isneginf isposinf heaviside true_divide rsub hardshrink
+    softshrink frexp
     """.split()
 )
 """Ops in which every element is a few correctly rounded IEEE operations (or none) of its own inputs."""
@@ -25,8 +29,8 @@ DATA_MOVEMENT = frozenset(
     _reshape_alias _unsafe_index _unsafe_masked_index _unsafe_view alias as_strided as_strided_scatter
     broadcast_tensors cat chunk concat constant_pad_nd contiguous copy copy_ detach diagonal
     diagonal_scatter embedding expand expand_as fill fill_ flatten flip gather index index_select
-    lift_fresh lift_fresh_copy masked_select movedim narrow new_empty_strided nonzero pad permute repeat repeat_interleave
-    reshape resize roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack
+    lift_fresh lift_fresh_copy masked_select movedim narrow nonzero pad
+    permute repeat repeat_interleave reshape resize roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack
     swapaxes t take tile transpose tril triu unbind unflatten unfold unsafe_split unsqueeze view view_as
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter
@@ -54,15 +58,13 @@ ORDER_FREE_REDUCTIONS = frozenset("any all any_dim all_dims count_nonzero".split
 EXACT_FOR_INTEGERS = frozenset(
     """
     sum prod amax amin max min argmax argmin aminmax cumsum cumprod cummax cummin mm bmm addmm baddbmm mv dot
-    pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin sort topk bincount histc unique_dim _unique2 unique_consecutive scatter_add index_add index_put
-    scatter_reduce floor_divide fmod
+    pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin sort topk bincount histc
+    unique_dim _unique2 unique_consecutive scatter_add index_add index_put scatter_reduce floor_divide fmod
     """.split()
 )
 """Ops that need an order on floating values and none on integers and booleans."""
 
-PRIMS = frozenset(
-    "convert_element_type iota device_put view_element_type rev broadcast_in_dim copy_strided".split()
-)
+PRIMS = frozenset("convert_element_type iota device_put view_element_type rev broadcast_in_dim".split())
 """Exact ops of the `prims` namespace that Inductor's own passes put into graphs."""
 
 
@@ -71,11 +73,12 @@ def base_name(op: torch._ops.OpOverload) -> str:
     return op._schema.name.split("::", 1)[1]
 
 
-def is_order_free(op: torch._ops.OpOverload, dtypes: set[torch.dtype], *, accumulates: bool = False) -> bool:
-    """Whether the result of `op` is fixed by its definition.
+def is_order_free(
+    op: torch._ops.OpOverload, dtypes: set[torch.dtype], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether the result of this call of `op` is fixed by its definition.
 
     dtypes: of the op's tensor inputs and outputs; an op on integers and booleans alone has no rounding.
-    accumulates: whether the call adds into its output (`index_put(..., accumulate=True)`).
     """
     namespace = op.namespace
     name = base_name(op)
@@ -87,11 +90,9 @@ def is_order_free(op: torch._ops.OpOverload, dtypes: set[torch.dtype], *, accumu
     if namespace != "aten":
         return namespace == "bi_compile"
     if name == "index_put":
-        return not accumulates or exact_dtype
+        return exact_dtype or not (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
     if name.rstrip("_") in EXACT_FOR_INTEGERS and exact_dtype:
         return True
     # In-place ops are listed under the name of their functional form.
     names = {name, name[:-1]} if name.endswith("_") else {name}
-    return any(
-        names & group for group in (EXACT_POINTWISE, DATA_MOVEMENT, CREATION, ORDER_FREE_REDUCTIONS)
-    )
+    return any(names & group for group in (EXACT_POINTWISE, DATA_MOVEMENT, CREATION, ORDER_FREE_REDUCTIONS))

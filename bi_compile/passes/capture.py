@@ -34,7 +34,9 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return contraction.linear(*_autocast(input, weight, bias))  # type: ignore[arg-type]
 
 
-def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> torch.Tensor:
+def _attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any
+) -> torch.Tensor:
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     return attention.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
 

@@ -36,7 +36,11 @@ def _baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) 
 def _addbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
     # The sum over the batch of products is one contraction over (batch, K).
     flat_a = a.permute(1, 0, 2).reshape(a.shape[1], -1)
-    return bi.addmm(c, flat_a, b.reshape(-1, b.shape[2]), beta=beta, alpha=alpha) if is_floating(a) else NotImplemented
+    return (
+        bi.addmm(c, flat_a, b.reshape(-1, b.shape[2]), beta=beta, alpha=alpha)
+        if is_floating(a)
+        else NotImplemented
+    )
 
 
 @rewrite(aten.mv.default)

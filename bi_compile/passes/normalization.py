@@ -76,7 +76,9 @@ def _batch_norm(
     return out if len(rest) == 3 else (*out, x.new_empty(0, dtype=torch.uint8))
 
 
-def _normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Any:
+def _normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Any:
     shape = [1, -1] + [1] * (x.dim() - 2)
     y = _opmath(x) - _opmath(mean).reshape(shape)
     y = y * (1 / (_opmath(var) + eps).sqrt()).reshape(shape)

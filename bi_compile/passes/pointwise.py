@@ -158,7 +158,9 @@ def _pow(x: Tensor, exponent: Any) -> Any:
         return special[exponent](_opmath(x)).to(x.dtype)
     # A tensor exponent keeps every other power in the one canonical function.
     wide = _opmath(x)
-    return aten.pow.Tensor_Tensor(wide, torch.full((), exponent, dtype=wide.dtype, device=x.device)).to(x.dtype)
+    return aten.pow.Tensor_Tensor(wide, torch.full((), exponent, dtype=wide.dtype, device=x.device)).to(
+        x.dtype
+    )
 
 
 @rewrite(aten.pow.Scalar)
@@ -227,7 +229,7 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 
 REWRITES = (
-    *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_remainder, *_addcmul, *_addcdiv, *_lerp,
-    *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor,
-    *_clamp_min_tensor, *_clamp_max_tensor,
+    *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_remainder, *_addcmul, *_addcdiv,
+    *_lerp, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max,
+    *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip

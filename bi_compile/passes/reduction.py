@@ -132,7 +132,9 @@ def _std_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bo
 
 
 @rewrite(aten.linalg_vector_norm.default)
-def _vector_norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Dtype = None) -> Any:
+def _vector_norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Dtype = None
+) -> Any:
     return bi.norm(_cast(x, dtype), float(ord), _dims(x, dim), keepdim)
 
 

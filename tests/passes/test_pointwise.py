@@ -133,5 +133,10 @@ def test_control_stock_pytorch_depends_on_the_position():
 
 
 def test_a_function_outside_the_list_is_refused_by_name():
-    with pytest.raises(bi_compile.BatchInvariantError, match="digamma.default has no batch-invariant lowering"), bi_compile.eager():
+    with (
+        pytest.raises(
+            bi_compile.BatchInvariantError, match=r"digamma\.default has no batch-invariant lowering"
+        ),
+        bi_compile.eager(),
+    ):
         torch.digamma(torch.ones(3))
