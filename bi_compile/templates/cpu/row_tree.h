@@ -76,15 +76,22 @@ inline Vec<A> fold_halves(const Vec<A>& x, const Combine& combine) {
   }
 }
 
+template <size_t kHalf, class A, class Combine>
+inline Vec<A> fold_vectors(const Vec<A>* lanes, const Combine& combine) {
+  if constexpr (kHalf == 0) {
+    return lanes[0];
+  } else {
+    Vec<A> folded[kHalf];
+#pragma GCC unroll 8
+    for (size_t k = 0; k < kHalf; ++k) folded[k] = combine(lanes[k], lanes[k + kHalf]);
+    return fold_vectors<kHalf / 2>(folded, combine);
+  }
+}
+
 // Lane j takes in lane j + 16, then j + 8, 4, 2, 1.
 template <class A, size_t kVectors, class Combine>
-inline A fold(Vec<A> (&lanes)[kVectors], const Combine& combine) {
-#pragma GCC unroll 4
-  for (size_t half = kVectors / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (size_t k = 0; k < half; ++k) lanes[k] = combine(lanes[k], lanes[k + half]);
-  }
-  return first(fold_halves<kWidth<A> / 2>(lanes[0], combine));
+inline A fold(const Vec<A> (&lanes)[kVectors], const Combine& combine) {
+  return first(fold_halves<kWidth<A> / 2>(fold_vectors<kVectors / 2>(lanes, combine), combine));
 }
 
 // Balanced tree by a binary counter: slot l holds a finished subtree of 2^l leaves.
@@ -233,57 +240,96 @@ constexpr int64_t kColumnGroup = 8;
 // Columns side by side: the reduced index walks down the rows at row_at(i), a vector load_at(row, k) holds
 // neighbouring columns, and every column has the tree above.
 template <class Tree, class A, class RowAt, class Load>
-inline Group<A, kColumnGroup> reduce_columns(int64_t n, const RowAt& row_at, const Load& load_at) {
-  using V = Vec<A>;
-  const V identity(Tree::template identity<A>());
-  // Lanes that never hold an element would only fold in the identity; without an order one lane does.
-  int64_t lanes = Tree::kOrdered ? kLanes : 1;
-  while (lanes > 1 && lanes / 2 >= n) lanes /= 2;
-  const int64_t stride = Tree::kOrdered ? kLanes : 1;
-  const int64_t chunk = Tree::kOrdered ? kChunk : std::max<int64_t>(n, 1);
-  // Visiting the lanes in bit-reversed order makes the fold in halves a binary counter, and the tree of chunks
-  // its continuation: slot l holds a finished subtree of 2^l leaves.
-  V slots[48][kColumnGroup];
-  uint64_t leaves = 0;
-  for (int64_t begin = 0; begin < std::max<int64_t>(n, 1); begin += chunk) {
-    const int64_t end = std::min(begin + chunk, n);
-    for (int64_t turn = 0, lane = 0; turn < lanes; ++turn, ++leaves) {
-      V leaf[kColumnGroup];
+class ColumnWalk {
+ public:
+  using Columns = Group<A, kColumnGroup>;
+
+  ColumnWalk(const RowAt& row_at, const Load& load_at) : row_at_(row_at), load_at_(load_at) {}
+
+  Columns reduce(int64_t n) {
+    if constexpr (!Tree::kOrdered) return lane(0, n, 1);
+    // Lanes that never hold an element would only fold in the identity.
+    int64_t lanes = kLanes;
+    while (lanes > 1 && lanes / 2 >= n) lanes /= 2;
+    if (n <= kLanes / 8) {
+      reduce_chunk<0>(0, n, lanes);
+    } else {
+      for (int64_t begin = 0; begin < n; begin += kChunk) reduce_chunk<2>(begin, std::min(begin + kChunk, n), lanes);
+    }
+    return total();
+  }
+
+ private:
+  __attribute__((always_inline)) Columns lane(int64_t begin, int64_t end, int64_t stride) const {
+    Columns sum;
 #pragma GCC unroll 8
-      for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = identity;
-      int64_t bit = lanes / 2;
-      int64_t next = lane;
-      for (; next & bit; bit /= 2) next ^= bit;
-      next |= bit;
-      for (int64_t i = begin + lane; i < end; i += stride) {
-        const auto row = row_at(i);
-        // Rows of one lane lie far apart: the next lane's are asked for in time.
-        if (const int64_t ahead = i - lane + next; Tree::kOrdered && ahead < end) {
-          const auto* line = reinterpret_cast<const char*>(row_at(ahead));
-          for (size_t b = 0; b < kColumnGroup * kWidth<A> * sizeof(*row); b += 64) __builtin_prefetch(line + b);
-        }
+    for (int64_t k = 0; k < kColumnGroup; ++k) sum.v[k] = Vec<A>(Tree::template identity<A>());
+    for (int64_t i = begin; i < end; i += stride) {
+      const auto row = row_at_(i);
 #pragma GCC unroll 8
-        for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = Tree::combine(leaf[k], load_at(row, k));
-      }
-      int level = 0;
-      for (; (leaves >> level) & 1; ++level) {
+      for (int64_t k = 0; k < kColumnGroup; ++k) sum.v[k] = Tree::combine(sum.v[k], load_at_(row, k));
+    }
+    return sum;
+  }
+
+  __attribute__((always_inline)) static Columns combine(const Columns& a, const Columns& b) {
+    Columns r;
 #pragma GCC unroll 8
-        for (int64_t k = 0; k < kColumnGroup; ++k) leaf[k] = Tree::combine(slots[level][k], leaf[k]);
-      }
-#pragma GCC unroll 8
-      for (int64_t k = 0; k < kColumnGroup; ++k) slots[level][k] = leaf[k];
-      lane = next;
+    for (int64_t k = 0; k < kColumnGroup; ++k) r.v[k] = Tree::combine(a.v[k], b.v[k]);
+    return r;
+  }
+
+  // The fold in halves of the 2^kDepth lanes that are `apart` from `first` on.
+  template <int kDepth>
+  __attribute__((always_inline)) Columns lanes_from(int64_t first, int64_t apart, int64_t end) const {
+    if constexpr (kDepth == 0) {
+      return lane(first, end, kLanes);
+    } else {
+      return combine(lanes_from<kDepth - 1>(first, 2 * apart, end),
+                     lanes_from<kDepth - 1>(first + apart, 2 * apart, end));
     }
   }
-  int level = 0;
-  while (!((leaves >> level) & 1)) ++level;
-  Group<A, kColumnGroup> root;
-  for (int64_t k = 0; k < kColumnGroup; ++k) root.v[k] = slots[level][k];
-  for (++level; leaves >> level; ++level) {
-    if (!((leaves >> level) & 1)) continue;
-    for (int64_t k = 0; k < kColumnGroup; ++k) root.v[k] = Tree::combine(slots[level][k], root.v[k]);
+
+  // Visiting the lanes in bit-reversed order makes the fold in halves a binary counter, and the tree of chunks its
+  // continuation. 2^kDepth lanes at a time are folded in registers.
+  template <int kDepth>
+  void reduce_chunk(int64_t begin, int64_t end, int64_t lanes) {
+    const int64_t leaves = lanes >> kDepth;
+    for (int64_t turn = 0, leaf = 0; turn < leaves; ++turn) {
+      push(lanes_from<kDepth>(begin + leaf, leaves, end));
+      int64_t bit = leaves / 2;
+      for (; leaf & bit; bit /= 2) leaf ^= bit;
+      leaf |= bit;
+    }
   }
-  return root;
+
+  __attribute__((always_inline)) void push(Columns value) {
+    int level = 0;
+    for (; (leaves_ >> level) & 1; ++level) value = combine(slots_[level], value);
+    slots_[level] = value;
+    ++leaves_;
+  }
+
+  Columns total() const {
+    int level = 0;
+    while (!((leaves_ >> level) & 1)) ++level;
+    Columns value = slots_[level];
+    for (++level; leaves_ >> level; ++level) {
+      if ((leaves_ >> level) & 1) value = combine(slots_[level], value);
+    }
+    return value;
+  }
+
+  const RowAt& row_at_;
+  const Load& load_at_;
+  // Slot l holds a finished subtree of 2^l leaves.
+  Columns slots_[48];
+  uint64_t leaves_ = 0;
+};
+
+template <class Tree, class A, class RowAt, class Load>
+inline Group<A, kColumnGroup> reduce_columns(int64_t n, const RowAt& row_at, const Load& load_at) {
+  return ColumnWalk<Tree, A, RowAt, Load>(row_at, load_at).reduce(n);
 }
 
 }  // namespace

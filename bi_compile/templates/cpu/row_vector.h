@@ -118,17 +118,24 @@ inline void store(T* p, const Vec<Acc<T>>& x, int64_t count) {
 // x / y, correctly rounded, for 0 <= x <= y and y >= 1; reciprocal is 1 / y, correctly rounded.
 //
 // A division unit is slow. The quotient by the reciprocal is off by at most an ulp; the residual is exact by a fused
-// multiply-add, and the quotient so corrected is the rounded one (Markstein 1990), as long as no step underflows.
+// multiply-add, and the quotient so corrected is the rounded one (Markstein 1990), as long as no step underflows:
+// a quotient of 2^-75 has a residual of at least 2^-122. Zero is itself.
 template <class A>
 inline Vec<A> divide(const Vec<A>& x, const Vec<A>& y, const Vec<A>& reciprocal) {
-#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+#if defined(BI_ISA_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    const Vec<A> quotient = x * reciprocal;
-    // A quotient of 2^-75 has a residual of at least 2^-122. Zero is itself.
-    const Vec<A> tiny = (quotient < Vec<A>(0x1p-75f)) & (x != Vec<A>(0.0f));
-    if (tiny.zero_mask() != (1 << kWidth<A>) - 1) return x / y;
-    const Vec<A> residual = at::vec::fnmadd(quotient, y, x);
-    return at::vec::fmadd(residual, reciprocal, quotient);
+    const __m512 quotient = _mm512_mul_ps(x, reciprocal);
+    const __mmask16 tiny = _mm512_cmp_ps_mask(quotient, _mm512_set1_ps(0x1p-75f), _CMP_LT_OQ);
+    if (_mm512_mask_cmp_ps_mask(tiny, x, _mm512_setzero_ps(), _CMP_NEQ_OQ)) return x / y;
+    return _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, y, x), reciprocal, quotient);
+  }
+#elif defined(BI_ISA_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    const __m256 quotient = _mm256_mul_ps(x, reciprocal);
+    const __m256 tiny = _mm256_and_ps(_mm256_cmp_ps(quotient, _mm256_set1_ps(0x1p-75f), _CMP_LT_OQ),
+                                      _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_OQ));
+    if (_mm256_movemask_ps(tiny)) return x / y;
+    return _mm256_fmadd_ps(_mm256_fnmadd_ps(quotient, y, x), reciprocal, quotient);
   }
 #endif
   return x / y;

@@ -4,9 +4,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/WrapDimMinimal.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
-#include <vector>
+#include <bitset>
 
 #include "cpu/row_vector.h"
 
@@ -18,8 +19,11 @@ struct Dim {
   int64_t out_stride;
 };
 
+using Dims = c10::SmallVector<Dim, 5>;
+using DimFlags = std::bitset<64>;
+
 // Neighbouring dimensions that can be walked as one are; the order of elements stays row-major.
-inline void append(std::vector<Dim>& dims, Dim dim) {
+inline void append(Dims& dims, Dim dim) {
   if (dim.size == 1) return;
   if (!dims.empty()) {
     Dim& outer = dims.back();
@@ -31,13 +35,13 @@ inline void append(std::vector<Dim>& dims, Dim dim) {
   dims.push_back(dim);
 }
 
-inline int64_t count(const std::vector<Dim>& dims) {
+inline int64_t count(const Dims& dims) {
   int64_t n = 1;
   for (const Dim& dim : dims) n *= dim.size;
   return n;
 }
 
-inline int64_t offset(const std::vector<Dim>& dims, int64_t index, int64_t Dim::*stride = &Dim::stride) {
+inline int64_t offset(const Dims& dims, int64_t index, int64_t Dim::*stride = &Dim::stride) {
   if (dims.size() == 1) return index * (dims[0].*stride);
   int64_t at = 0;
   for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
@@ -48,25 +52,26 @@ inline int64_t offset(const std::vector<Dim>& dims, int64_t index, int64_t Dim::
 }
 
 // The reduced dims as flags; an empty list means all. Messages are those of eager.
-inline std::vector<bool> reduced_dims(const at::Tensor& x, at::IntArrayRef dims) {
-  std::vector<bool> reduced(x.dim(), dims.empty());
+inline DimFlags reduced_dims(const at::Tensor& x, at::IntArrayRef dims) {
+  DimFlags reduced;
+  if (dims.empty()) reduced.set();
   for (const int64_t given : dims) {
     const int64_t dim = c10::maybe_wrap_dim(given, x.dim());
     if (x.dim() == 0) continue;
     TORCH_CHECK(!reduced[dim], "dim ", dim, " appears multiple times in the list of dims");
-    reduced[dim] = true;
+    reduced.set(dim);
   }
   return reduced;
 }
 
 struct RowView {
-  std::vector<Dim> reduced;
-  std::vector<Dim> kept;
+  Dims reduced;
+  Dims kept;
   int64_t n;     // elements of a row
   int64_t rows;  // rows, in row-major order of the kept dims
 
   // out, when given, has x's shape and is walked along with it.
-  RowView(const at::Tensor& x, const std::vector<bool>& is_reduced, const at::Tensor* out = nullptr) {
+  RowView(const at::Tensor& x, const DimFlags& is_reduced, const at::Tensor* out = nullptr) {
     int64_t kept_stride = 1;
     for (int64_t d = 0; d < x.dim(); ++d) kept_stride *= is_reduced[d] ? 1 : x.size(d);
     for (int64_t d = 0; d < x.dim(); ++d) {
@@ -89,7 +94,7 @@ struct RowView {
 
 // Elements [begin, begin + count) of the row at x, widened, to dst.
 template <class T>
-void gather(const std::vector<Dim>& reduced, const T* x, int64_t begin, int64_t count, Acc<T>* dst) {
+void gather(const Dims& reduced, const T* x, int64_t begin, int64_t count, Acc<T>* dst) {
   using A = Acc<T>;
   const Dim inner = reduced.empty() ? Dim{1, 0, 0} : reduced.back();
   while (count > 0) {

@@ -131,8 +131,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const char* op, const a
   at::Tensor out = at::empty(x.sizes(), options.dtype(x.dtype()));
   at::Tensor mean = at::empty(sizes, options.dtype(statistics));
   at::Tensor rstd = at::empty(sizes, options.dtype(statistics));
-  std::vector<bool> reduced(x.dim());
-  std::fill(reduced.begin() + outer, reduced.end(), true);
+  DimFlags reduced;
+  for (int64_t d = outer; d < x.dim(); ++d) reduced.set(d);
   const RowView view(x, reduced);
   for_dtype(op, x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -143,8 +143,8 @@ void for_each_result(const RowView& view, const T* x, const Recipe& recipe) {
   });
 }
 
-at::Tensor empty_result(const at::Tensor& x, const std::vector<bool>& reduced, bool keepdim, at::ScalarType dtype) {
-  std::vector<int64_t> sizes;
+at::Tensor empty_result(const at::Tensor& x, const DimFlags& reduced, bool keepdim, at::ScalarType dtype) {
+  c10::SmallVector<int64_t, 5> sizes;
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (!reduced[d]) sizes.push_back(x.size(d));
     if (reduced[d] && keepdim) sizes.push_back(1);
