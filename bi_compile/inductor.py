@@ -329,3 +329,12 @@ def watch_recompile_limit() -> None:
     logger = logging.getLogger("torch._dynamo.convert_frame")
     if not any(isinstance(f, _RecompileLimit) for f in logger.filters):
         logger.addFilter(_RecompileLimit())
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """An empty compilation cache of its own, for tests."""
+    from torch._inductor.utils import fresh_inductor_cache
+
+    with fresh_inductor_cache():
+        yield

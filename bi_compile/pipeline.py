@@ -32,9 +32,19 @@ class DecompositionTable(dict[torch._ops.OpOverload, Callable[..., Any]]):
 @cache
 def decompositions() -> DecompositionTable:
     """Inductor's own decompositions with ours in front."""
-    table = DecompositionTable(inductor.stock_decompositions())
-    table.update(canonical())
-    return table
+    stock = DecompositionTable(inductor.stock_decompositions())
+    ours = {op: _or_stock(build, stock[op]) if op in stock else build for op, build in canonical().items()}
+    return DecompositionTable({**stock, **ours})
+
+
+def _or_stock(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """`build`, or the host's own decomposition for calls it declines (integers): the host has no lowering left."""
+
+    def decompose(*args: Any, **kwargs: Any) -> Any:
+        result = build(*args, **kwargs)
+        return stock(*args, **kwargs) if result is NotImplemented else result
+
+    return decompose
 
 
 @cache

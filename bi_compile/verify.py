@@ -14,12 +14,24 @@ from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
 from bi_compile.report import CANONICAL, LEFT_ALONE, ORDER_FREE, Verdict
 from bi_compile.templates.pointwise.functions import expressions
 
-_RANDOM = ("rand", "normal", "dropout", "bernoulli", "multinomial", "random", "exponential", "uniform")
+_RANDOM = (
+    "rand",
+    "seed",
+    "normal",
+    "dropout",
+    "bernoulli",
+    "multinomial",
+    "random",
+    "exponential",
+    "uniform",
+)
+_OVER_THE_BATCH = "in training mode it takes mean and variance over the whole batch; call model.eval()"
 _MIXES = {
-    "native_batch_norm": "in training mode it takes mean and variance over the whole batch",
-    "_native_batch_norm_legit": "in training mode it takes mean and variance over the whole batch",
-    "_native_batch_norm_legit_functional": "in training mode it takes mean and variance over the whole batch",
-    "_batch_norm_with_update": "in training mode it takes mean and variance over the whole batch",
+    "native_batch_norm": _OVER_THE_BATCH,
+    "_native_batch_norm_legit": _OVER_THE_BATCH,
+    "_native_batch_norm_legit_functional": _OVER_THE_BATCH,
+    "_batch_norm_with_update": _OVER_THE_BATCH,
+    "_batch_norm_with_update_functional": _OVER_THE_BATCH,
 }
 
 
@@ -60,7 +72,7 @@ def _reason(node: fx.Node) -> str:
     name = str(node.target)
     base = name.split(".")[1] if "." in name else name
     if base in _MIXES:
-        return f"it mixes the samples of a batch: {_MIXES[base]}; call model.eval()"
+        return f"it mixes the samples of a batch: {_MIXES[base]}"
     if any(word in name for word in _RANDOM):
         return "its random numbers depend on the position in the batch; call model.eval() if this is dropout"
     return "its result may depend on an order of evaluation that nobody has fixed"

@@ -29,8 +29,8 @@ DATA_MOVEMENT = frozenset(
     _reshape_alias _unsafe_index _unsafe_masked_index _unsafe_view alias as_strided as_strided_scatter
     broadcast_tensors cat chunk concat constant_pad_nd contiguous copy copy_ detach diagonal
     diagonal_scatter embedding expand expand_as fill fill_ flatten flip gather index index_select
-    lift_fresh lift_fresh_copy masked_select movedim narrow nonzero pad
-    permute repeat repeat_interleave reshape resize roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack
+    lift_fresh lift_fresh_copy masked_select movedim narrow nonzero pad permute repeat repeat_interleave
+    reshape resize roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack
     swapaxes t take tile transpose tril triu unbind unflatten unfold unsafe_split unsqueeze view view_as
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter

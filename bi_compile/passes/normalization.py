@@ -60,20 +60,18 @@ def _batch_norm_eval(
     return _normalise(x, weight, bias, mean, var, eps)
 
 
-@rewrite(aten.native_batch_norm.default, aten._batch_norm_no_update.default)
-def _batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    *rest: Any,
-) -> Any:
-    training = rest[0] if len(rest) == 3 else False
-    if training or mean is None or var is None:
-        return NotImplemented  # takes its statistics from the batch: refused where the graph is verified
-    out = _normalise(x, weight, bias, mean, var, rest[-1])
-    return out if len(rest) == 3 else (*out, x.new_empty(0, dtype=torch.uint8))
+@rewrite(
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_functional.default,
+    aten._batch_norm_with_update.default,
+    aten._batch_norm_with_update_functional.default,
+)
+def _batch_norm(x: Tensor, *arguments: Any) -> Any:
+    # Kept whole, so that the check of the final graph sees and refuses it: in training mode the statistics
+    # are those of the batch. Taken apart they would pass as an ordinary mean.
+    return NotImplemented
 
 
 def _normalise(

@@ -1,0 +1,109 @@
+"""Each message a user can see, line by line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bi_compile import errors
+
+
+def check(error: errors.BatchInvariantError, text: str) -> None:
+    assert str(error) == text
+
+
+def test_unsupported_op():
+    check(
+        errors.UnsupportedOpError(
+            "aten.sort.default",
+            signature="inputs f32[8, 64]",
+            where="model.py:42, in forward:  x = x.sort()",
+            reason="its result may depend on an order",
+        ),
+        "aten.sort.default has no batch-invariant lowering\n"
+        "  inputs f32[8, 64]\n"
+        "  its result may depend on an order\n"
+        "  model.py:42, in forward:  x = x.sort()\n"
+        'Hint: to compile anyway and leave this op alone: options={"on_unsupported": "warn"}. '
+        "Its results, and all that follow from them, may then change with the batch.",
+    )
+
+
+def test_unsupported_dtype():
+    check(
+        errors.UnsupportedDtypeError(
+            "aten.mm.default", "torch.complex64", ["torch.float32", "torch.bfloat16"]
+        ),
+        "aten.mm.default does not support torch.complex64\n"
+        "Hint: supported dtypes: torch.float32, torch.bfloat16. "
+        "Convert the input, for example x.to(torch.float32).",
+    )
+
+
+def test_unsupported_device():
+    check(
+        errors.UnsupportedDeviceError("cuda", "contraction"),
+        "no contraction kernels for device 'cuda'\n"
+        "Hint: this version computes on the CPU: move the model and its inputs there with .to('cpu').",
+    )
+
+
+def test_compiler_not_found():
+    check(
+        errors.CompilerNotFoundError("g++"),
+        "no C++ compiler found: the CPU kernels are compiled at first use\n"
+        "  searched: g++\n"
+        "Hint: install one, for example 'apt-get install g++', or point the environment variable CXX at it.",
+    )
+
+
+def test_kernel_build():
+    check(
+        errors.KernelBuildError("softmax", "g++ x.cpp", "line one\nline two\n"),
+        "the C++ compiler failed on the softmax kernels\n"
+        "  command: g++ x.cpp\n"
+        "  line one\n"
+        "  line two\n"
+        "Hint: a g++ of version 10 or newer is needed; report this output if yours is.",
+    )
+
+
+def test_cache_directory():
+    check(
+        errors.CacheDirectoryError("/nowhere", "the directory is read-only"),
+        "cannot write the kernel cache '/nowhere': the directory is read-only\n"
+        "Hint: set the environment variable BI_COMPILE_CACHE_DIR to a directory that can be written.",
+    )
+
+
+def test_recompile_limit():
+    check(
+        errors.RecompileLimitError("recompile_limit", "8", "'forward' (model.py:3)"),
+        "recompile limit reached (recompile_limit=8): Dynamo would run 'forward' (model.py:3) in eager mode\n"
+        "  eager PyTorch is not batch-invariant\n"
+        "Hint: let sizes be dynamic (do not pass dynamic=False), or raise the limit: "
+        "torch._dynamo.config.recompile_limit = 64.",
+    )
+
+
+def test_option_errors():
+    check(
+        errors.OptionError.breaks_promise("use_fast_math", True, "why"),
+        "Inductor option 'use_fast_math'=True would break batch invariance: why\n"
+        "Hint: leave 'use_fast_math' out; every other Inductor option passes through.",
+    )
+    check(
+        errors.OptionError.unknown_key("zzz", ["dump", "on_unsupported"]),
+        "unknown option 'zzz'\nHint: bi_compile's own options are dump, on_unsupported.",
+    )
+    check(
+        errors.OptionError.bad_value("dump", 3, ["a folder name"]),
+        "option 'dump' cannot be 3\nHint: valid values: a folder name.",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in vars(errors) if n.endswith("Error") and n != "BatchInvariantError"]
+)
+def test_every_error_has_a_test_here(name):
+    assert re.search(rf"errors\.{name}\b", Path(__file__).read_text())

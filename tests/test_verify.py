@@ -1,0 +1,151 @@
+"""The check of the final graph: what has no canonical lowering is refused, by name, with the user's line."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bi_compile
+from bi_compile import inductor
+from bi_compile.report import LEFT_ALONE, collect
+
+X = torch.randn(4, 6)
+REFUSED = {
+    "sort": (lambda x: x.sort(-1).values, "aten.sort"),
+    "cumsum": (lambda x: x.cumsum(-1), "aten.cumsum"),
+    "batch_norm": (nn.BatchNorm1d(6).train(), "mixes the samples of a batch"),
+    "dropout": (lambda x: F.dropout(x, 0.5), "random numbers depend on the position"),
+    "digamma": (torch.digamma, "aten.digamma"),
+    "fft": (lambda x: torch.fft.rfft(x).abs(), "complex"),
+    "complex": (lambda x: torch.view_as_real(torch.complex(x, x) * torch.complex(x, x)), "torch.complex64"),
+    "convolution": (lambda x: F.conv1d(x[:, None], torch.ones(1, 1, 3)), "aten.convolution"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_is_refused_by_name(name):
+    torch.compiler.reset()
+    fn, message = REFUSED[name]
+    with pytest.raises(Exception, match=message) as caught:
+        torch.compile(fn, backend="batch_invariant")(X)
+    assert "Unsupported" in str(caught.value)
+
+
+def test_the_users_line_is_named():
+    torch.compiler.reset()
+
+    def model(x):
+        return x.cumsum(-1)  # the line to be named
+
+    with pytest.raises(Exception, match=r"test_verify.py:\d+, in model:  return x.cumsum\(-1\)"):
+        torch.compile(model, backend="batch_invariant")(X)
+
+
+def test_warn_leaves_the_op_and_reports_it():
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: x.cumsum(-1), backend="batch_invariant", options={"on_unsupported": "warn"}
+    )
+    with collect() as report, pytest.warns(RuntimeWarning, match="leaves aten.cumsum.default alone"):
+        assert torch.equal(compiled(X), X.cumsum(-1))
+    assert [v.op for v in report.left_alone] == ["aten.cumsum.default"]
+    assert report.left_alone[0].kind == LEFT_ALONE
+    assert "no promise: aten.cumsum.default" in str(report)
+
+
+def test_warn_warns_again_when_results_could_come_from_a_cache():
+    for _ in range(2):
+        torch.compiler.reset()
+        compiled = torch.compile(
+            lambda x: x.cumsum(-1) + 1, backend="batch_invariant", options={"on_unsupported": "warn"}
+        )
+        with pytest.warns(RuntimeWarning, match="leaves aten.cumsum.default alone"):
+            compiled(X)
+
+
+def test_ignore_is_silent():
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: x.cumsum(-1), backend="batch_invariant", options={"on_unsupported": "ignore"}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        compiled(X)
+
+
+def test_integers_need_no_order():
+    torch.compiler.reset()
+    i = torch.randint(0, 9, (4, 6))
+    fn = lambda i: (i.cumsum(-1), i.sum(), i.sort(-1).values, i.amax(-1), (i > 3).any(-1), i.argmax(-1))  # noqa: E731
+    for got, want in zip(torch.compile(fn, backend="batch_invariant")(i), fn(i), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_explain_reports_every_op():
+    report = bi_compile.explain(nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Softmax(-1)), X)
+    assert report.canonical["bi_compile.linear"] == 1
+    assert report.canonical["bi_compile.softmax"] == 1
+    assert not report.left_alone
+    assert report.compilations == 1
+    assert "canonical" in str(report)
+
+
+def test_meta_is_refused():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="no CPU kernels for device 'meta'"):
+        torch.compile(lambda x: x + 1, backend="batch_invariant")(torch.ones(3, device="meta"))
+
+
+def test_the_dump_is_readable(tmp_path):
+    torch.compiler.reset()
+    model = nn.Linear(6, 5)
+    torch.compile(model, backend="batch_invariant", options={"dump": str(tmp_path)})(X)
+    (folder,) = tmp_path.iterdir()
+    names = sorted(p.name for p in folder.iterdir())
+    assert names[:2] == ["00_captured.py", "01_whole_ops.py"]
+    assert "torch._C._nn.linear" in (folder / "00_captured.py").read_text()
+    assert "bi_compile.differentiable_linear" in (folder / "01_whole_ops.py").read_text()
+    final = next(folder.glob("*_final.py")).read_text()
+    assert "torch.ops.bi_compile.linear.default" in final
+    assert "canonical" in next(folder.glob("*_verdicts.txt")).read_text()
+
+
+def test_caches_see_the_options_and_our_source(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    from bi_compile import backend
+
+    def hits_and_misses():
+        torch.compiler.reset()
+        counters.clear()
+        torch.compile(lambda x: (x * 3.25).exp().sum(-1), backend="batch_invariant")(X)
+        found = counters["aot_autograd"]
+        return found["autograd_cache_hit"], found["autograd_cache_miss"]
+
+    with inductor.fresh_cache():
+        assert hits_and_misses() == (0, 1)
+        assert hits_and_misses() == (1, 0)
+        monkeypatch.setattr(backend, "fingerprint", lambda: "an edited pass")
+        assert hits_and_misses() == (0, 1)
+
+
+def test_the_fingerprint_covers_every_source_file(tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    from bi_compile import pipeline
+
+    copy = tmp_path / "bi_compile"
+    shutil.copytree(Path(pipeline.__file__).parent, copy)
+    monkeypatch.setattr(pipeline, "__file__", str(copy / "pipeline.py"))
+    pipeline.fingerprint.cache_clear()
+    before = pipeline.fingerprint()
+    for name in ("passes/softmax.py", "templates/reduction/cpu.cpp", "templates/pointwise/functions.def"):
+        (copy / name).write_text((copy / name).read_text() + " ")
+        pipeline.fingerprint.cache_clear()
+        after = pipeline.fingerprint()
+        assert after != before, name
+        before = after
+    pipeline.fingerprint.cache_clear()
