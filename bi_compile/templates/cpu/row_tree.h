@@ -145,8 +145,10 @@ inline A reduce_chunk(int64_t begin, int64_t end, const Load& load_at) {
 template <class Tree, class A, class Load>
 inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
   constexpr int64_t vectors = 8;
-  const auto walk = [&](const auto& combine, const auto& look) {
+  NaNs<A> nans;
+  const auto walk = [&](const auto& combine) __attribute__((always_inline)) {
     Vec<A> best[vectors];
+    NaNs<A> met;
     for (int64_t k = 0; k < vectors; ++k) best[k] = Vec<A>(Tree::template identity<A>());
     int64_t i = begin;
     for (; i + vectors * kWidth<A> <= end; i += vectors * kWidth<A>) {
@@ -156,25 +158,23 @@ inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
         const Vec<A> y = load_at(i + (k + 1) * kWidth<A>, kWidth<A>);
         best[k] = combine(best[k], x);
         best[k + 1] = combine(best[k + 1], y);
-        look(x, y);
+        met.meet(x, y);
       }
     }
-    for (int64_t k = 0; i < end; ++k, i += kWidth<A>) {
+    for (; i < end; i += kWidth<A>) {
       const int64_t count = std::min(kWidth<A>, end - i);
       const Vec<A> x = with_identity<Tree>(load_at(i, count), count);
-      best[k] = combine(best[k], x);
-      look(x, x);
+      best[0] = combine(best[0], x);
+      met.meet(x, x);
     }
+    nans = met;
     return fold(best, combine);
   };
-  NaNs<A> nans;
   // The new element comes first: rough() then keeps what it has where that is a NaN.
-  const A result = walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::rough(x, a); },
-                        [&](const Vec<A>& x, const Vec<A>& y) { nans.meet(x, y); });
+  const A result = walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::rough(x, a); });
   if (nans.any()) return kNaN<A>;
   if (result != 0) return result;
-  return walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::combine(a, x); },
-              [](const Vec<A>&, const Vec<A>&) {});
+  return walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::combine(a, x); });
 }
 
 // Elements [begin, end), begin a multiple of kChunk: as a part of a longer row it is a subtree.
@@ -214,9 +214,9 @@ inline A largest(int64_t n, const Load& load_at) {
       most[k] = at::vec::clamp_min(most[k], load_at(i + k * kWidth<A>, kWidth<A>));
     }
   }
-  for (int64_t k = 0; i < n; ++k, i += kWidth<A>) {
+  for (; i < n; i += kWidth<A>) {
     const int64_t count = std::min(kWidth<A>, n - i);
-    most[k] = at::vec::clamp_min(most[k], with_identity<Maximum>(load_at(i, count), count));
+    most[0] = at::vec::clamp_min(most[0], with_identity<Maximum>(load_at(i, count), count));
   }
   return fold(most, [](const Vec<A>& a, const Vec<A>& b) { return at::vec::clamp_min(a, b); });
 }
@@ -305,25 +305,33 @@ class ColumnWalk {
 
   __attribute__((always_inline)) void push(Columns value) {
     int level = 0;
-    for (; (leaves_ >> level) & 1; ++level) value = combine(slots_[level], value);
-    slots_[level] = value;
+    for (; (leaves_ >> level) & 1; ++level) value = combine(slot(level), value);
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < kColumnGroup; ++k) value.v[k].store(slots_[level][k]);
     ++leaves_;
   }
 
   Columns total() const {
     int level = 0;
     while (!((leaves_ >> level) & 1)) ++level;
-    Columns value = slots_[level];
+    Columns value = slot(level);
     for (++level; leaves_ >> level; ++level) {
-      if ((leaves_ >> level) & 1) value = combine(slots_[level], value);
+      if ((leaves_ >> level) & 1) value = combine(slot(level), value);
     }
+    return value;
+  }
+
+  __attribute__((always_inline)) Columns slot(int level) const {
+    Columns value;
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < kColumnGroup; ++k) value.v[k] = Vec<A>::loadu(slots_[level][k]);
     return value;
   }
 
   const RowAt& row_at_;
   const Load& load_at_;
-  // Slot l holds a finished subtree of 2^l leaves.
-  Columns slots_[48];
+  // Slot l holds a finished subtree of 2^l leaves. Plain memory: vectors would all be cleared first.
+  alignas(64) A slots_[48][kColumnGroup][kWidth<A>];
   uint64_t leaves_ = 0;
 };
 
