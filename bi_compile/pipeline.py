@@ -38,11 +38,17 @@ def decompositions() -> DecompositionTable:
 
 
 def _or_stock(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
-    """`build`, or the host's own decomposition for calls it declines (integers): the host has no lowering left."""
+    """`build`, or for calls on integers alone the host's decomposition: it has no lowering for these.
+
+    Floating-point calls that `build` declines stay as they are, for the check of the final graph to refuse.
+    """
 
     def decompose(*args: Any, **kwargs: Any) -> Any:
         result = build(*args, **kwargs)
-        return stock(*args, **kwargs) if result is NotImplemented else result
+        floating = any(
+            isinstance(a, torch.Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())
+        )
+        return stock(*args, **kwargs) if result is NotImplemented and not floating else result
 
     return decompose
 
