@@ -68,7 +68,7 @@ inline Vec<A> with_identity(const Vec<A>& x, int64_t count) {
 }
 
 template <int64_t kHalf, class A, class Combine>
-inline Vec<A> fold_halves(const Vec<A>& x, const Combine& combine) {
+__attribute__((always_inline)) inline Vec<A> fold_halves(const Vec<A>& x, const Combine& combine) {
   if constexpr (kHalf == 0) {
     return x;
   } else {
@@ -77,7 +77,7 @@ inline Vec<A> fold_halves(const Vec<A>& x, const Combine& combine) {
 }
 
 template <size_t kHalf, class A, class Combine>
-inline Vec<A> fold_vectors(const Vec<A>* lanes, const Combine& combine) {
+__attribute__((always_inline)) inline Vec<A> fold_vectors(const Vec<A>* lanes, const Combine& combine) {
   if constexpr (kHalf == 0) {
     return lanes[0];
   } else {
@@ -90,7 +90,7 @@ inline Vec<A> fold_vectors(const Vec<A>* lanes, const Combine& combine) {
 
 // Lane j takes in lane j + 16, then j + 8, 4, 2, 1.
 template <class A, size_t kVectors, class Combine>
-inline A fold(const Vec<A> (&lanes)[kVectors], const Combine& combine) {
+__attribute__((always_inline)) inline A fold(const Vec<A> (&lanes)[kVectors], const Combine& combine) {
   return first(fold_halves<kWidth<A> / 2>(fold_vectors<kVectors / 2>(lanes, combine), combine));
 }
 
