@@ -64,7 +64,8 @@ def seconds(run: Callable, repeats: int) -> float:
 
 def compare(stock: Callable, ours: Callable, budget: float) -> tuple[float, float]:
     """Median ratio of interleaved runs, and our best time."""
-    stock(), ours()
+    stock()
+    ours()
     once = seconds(stock, 1) + seconds(ours, 1)
     repeats = max(1, min(200, int(budget / 10 / once)))
     turns = [(seconds(stock, repeats), seconds(ours, repeats)) for _ in range(9)]

@@ -57,8 +57,7 @@ std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h,
             add = static_cast<A>(entry);
           }
           masked[j] = add <= problem.mask_lowest;
-          const A sum = s + add;
-          s = masked[j] && !std::isfinite(sum) ? add : sum;
+          s = masked[j] ? add : s + add;
         });
         score[j] = s;
         now = s > now ? s : now;

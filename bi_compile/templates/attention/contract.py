@@ -12,7 +12,7 @@ Op
 
 The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, others in fp32, widened exactly)
     score  = (chain of fused multiply-adds over d = 0, 1, ..., from +0) * scale, then + mask.
-             A key masked by False or by causality has the score -inf.
+             A key masked by False or by causality has the score -inf, one masked by a number that number.
     block  = KV_BLOCK keys, aligned to key 0: m' = max(m, scores); alpha = exp(m - m'); p = exp(score - m').
              Lane j (of 16) = p[j] + p[j+16] + p[j+32] + p[j+48], left to right; lane j then takes in lane
              j+8, j+4, j+2, j+1. l = fma(l, alpha, lane 0). o = o * alpha, then the chain of fma(p, v, o) over
@@ -28,10 +28,10 @@ What follows from it
     end are the identity, block or part of a block: attention over Lk keys equals attention over more keys
     whose surplus is masked, and a decoded query equals its row of a causal prefill.
     A masked key contributes nothing even if its key or value holds NaN or infinity. Masked means: False,
-    beyond causality, or an additive mask at or below the lowest finite number of the mask's dtype. A mask of
-    that number equals one of -inf, bit for bit, in rows that have another key. In rows that have none, False
-    and -inf give 0 and the lowest finite number gives the average over all keys, padding included: both as
-    in PyTorch.
+    beyond causality, or an additive mask at or below the lowest finite number of the mask's dtype, which then
+    takes the place of the score. A mask of that number equals one of -inf, bit for bit, in rows that have
+    another key. In rows that have none, False and -inf give 0 as in PyTorch, and the lowest finite number
+    gives the average over all keys, padding included, as in PyTorch (where adding it absorbs the score).
 
 Stock kernels choose block sizes and the product's order by the number of queries, keys and threads.
 """
@@ -42,6 +42,8 @@ from typing import Any
 
 import torch
 
+import bi_compile.templates.contraction
+import bi_compile.templates.reduction  # noqa: F401  (the backward calls bmm and sum)
 from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
 from bi_compile.templates.registry import define
 
@@ -184,7 +186,7 @@ def _apply_mask(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
         return scores
     if mask.dtype == torch.bool:
         return torch.where(mask, scores, -math.inf)
-    return torch.where(mask == -math.inf, -math.inf, scores + mask)
+    return torch.where(mask <= torch.finfo(mask.dtype).min, mask, scores + mask)
 
 
 def _sum_to(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -22,12 +22,11 @@ BI_INLINE Vec<A> subtrahend(Vec<A> m) {
   return Vec<A>::select(m.less_equal(none), Vec<A>::broadcast(0), m);
 }
 
-// A score plus its mask. Where the mask is at or below the lowest finite number of its dtype, a sum that is not
-// finite is the mask itself: what a key under a mask holds is not seen.
+// A score plus its mask. A mask at or below the lowest finite number of its dtype takes the place of the score: what
+// a masked key holds is not seen.
 template <class A>
 BI_INLINE Vec<A> masked_score(Vec<A> score, Vec<A> mask, Vec<A> lowest) {
-  const Vec<A> sum = score + mask;
-  return Vec<A>::select(both(mask.less_equal(lowest), sum.not_finite()), mask, sum);
+  return Vec<A>::select(mask.less_equal(lowest), mask, score + mask);
 }
 
 // scores[r][key] become weights exp(score - maximum). attended[r]: keys of the block row r may see, the others

@@ -40,7 +40,6 @@ struct Vec<float> {
   BI_INLINE static Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.r, m, yes.r)}; }
   BI_INLINE Mask less_equal(Vec y) const { return _mm512_cmp_ps_mask(r, y.r, _CMP_LE_OQ); }
   BI_INLINE Mask less(Vec y) const { return _mm512_cmp_ps_mask(r, y.r, _CMP_LT_OQ); }
-  BI_INLINE Mask not_finite() const { return _mm512_fpclass_ps_mask(r, 0x99); }
   BI_INLINE Mask nan() const { return _mm512_cmp_ps_mask(r, r, _CMP_UNORD_Q); }
   // The number whose exponent field is the low mantissa bits of this one.
   BI_INLINE Vec power_of_two() const { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(r), 23))}; }
@@ -65,7 +64,6 @@ struct Vec<double> {
   BI_INLINE static Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_mov_pd(no.r, m, yes.r)}; }
   BI_INLINE Mask less_equal(Vec y) const { return _mm512_cmp_pd_mask(r, y.r, _CMP_LE_OQ); }
   BI_INLINE Mask less(Vec y) const { return _mm512_cmp_pd_mask(r, y.r, _CMP_LT_OQ); }
-  BI_INLINE Mask not_finite() const { return _mm512_fpclass_pd_mask(r, 0x99); }
   BI_INLINE Mask nan() const { return _mm512_cmp_pd_mask(r, r, _CMP_UNORD_Q); }
   BI_INLINE Vec power_of_two() const { return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(r), 52))}; }
 };
@@ -94,10 +92,6 @@ struct Vec<float> {
   BI_INLINE static Vec select(Mask m, Vec yes, Vec no) { return {_mm256_blendv_ps(no.r, yes.r, m)}; }
   BI_INLINE Mask less_equal(Vec y) const { return _mm256_cmp_ps(r, y.r, _CMP_LE_OQ); }
   BI_INLINE Mask less(Vec y) const { return _mm256_cmp_ps(r, y.r, _CMP_LT_OQ); }
-  BI_INLINE Mask not_finite() const {
-    const __m256 d = _mm256_sub_ps(r, r);
-    return _mm256_cmp_ps(d, d, _CMP_UNORD_Q);
-  }
   BI_INLINE Mask nan() const { return _mm256_cmp_ps(r, r, _CMP_UNORD_Q); }
   BI_INLINE Vec power_of_two() const { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(r), 23))}; }
 };
@@ -123,10 +117,6 @@ struct Vec<double> {
   BI_INLINE static Vec select(Mask m, Vec yes, Vec no) { return {_mm256_blendv_pd(no.r, yes.r, m)}; }
   BI_INLINE Mask less_equal(Vec y) const { return _mm256_cmp_pd(r, y.r, _CMP_LE_OQ); }
   BI_INLINE Mask less(Vec y) const { return _mm256_cmp_pd(r, y.r, _CMP_LT_OQ); }
-  BI_INLINE Mask not_finite() const {
-    const __m256d d = _mm256_sub_pd(r, r);
-    return _mm256_cmp_pd(d, d, _CMP_UNORD_Q);
-  }
   BI_INLINE Mask nan() const { return _mm256_cmp_pd(r, r, _CMP_UNORD_Q); }
   BI_INLINE Vec power_of_two() const { return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(r), 52))}; }
 };
@@ -169,7 +159,6 @@ struct Vec {
   }
   BI_INLINE Mask less_equal(Vec y) const { return test([&](int i) { return r[i] <= y.r[i]; }); }
   BI_INLINE Mask less(Vec y) const { return test([&](int i) { return r[i] < y.r[i]; }); }
-  BI_INLINE Mask not_finite() const { return test([&](int i) { return !std::isfinite(r[i]); }); }
   BI_INLINE Mask nan() const { return test([&](int i) { return r[i] != r[i]; }); }
   BI_INLINE Vec power_of_two() const {
     return each([&](int i) {
@@ -206,20 +195,11 @@ BI_INLINE Vec<A> max(Vec<A> a, Vec<A> b) {
 #endif
 
 #if defined(BI_ISA_AVX512)
-BI_INLINE __mmask16 both(__mmask16 a, __mmask16 b) { return a & b; }
-BI_INLINE __mmask8 both(__mmask8 a, __mmask8 b) { return a & b; }
 BI_INLINE bool any(__mmask16 m) { return m != 0; }
 #elif defined(BI_ISA_AVX2)
-BI_INLINE __m256 both(__m256 a, __m256 b) { return _mm256_and_ps(a, b); }
-BI_INLINE __m256d both(__m256d a, __m256d b) { return _mm256_and_pd(a, b); }
 BI_INLINE bool any(__m256 m) { return _mm256_movemask_ps(m) != 0; }
 BI_INLINE bool any(__m256d m) { return _mm256_movemask_pd(m) != 0; }
 #else
-template <class M>
-BI_INLINE M both(M a, M b) {
-  for (size_t i = 0; i < sizeof(a.lane); ++i) a.lane[i] = a.lane[i] && b.lane[i];
-  return a;
-}
 template <class M>
 BI_INLINE bool any(M m) {
   for (bool lane : m.lane)

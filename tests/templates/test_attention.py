@@ -1,0 +1,518 @@
+"""Attention: one row's bits whatever the batch, the padding, the other queries, the layout, the machine."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bi_compile import inductor
+from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
+from bi_compile.templates.attention import attention, oracle, scaled_dot_product_attention
+from tests.bits import as_integers, assert_same_bits, order_sensitive, same_bits
+
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [*LOW, torch.float64]
+NAN, INF = math.nan, math.inf
+GOLDEN = {
+    torch.float32: "4ffd9241d573f144",
+    torch.bfloat16: "dc20c891bec8b594",
+    torch.float16: "b889cc547d752859",
+    torch.float64: "1a51d8948cad719b",
+}
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator=None):
+    """q and k whose scores are of order one; v on which a change of order shows."""
+    q = torch.randn(batch, heads, queries, size, generator=generator, dtype=torch.float64)
+    k = torch.randn(batch, kv_heads, keys, size, generator=generator, dtype=torch.float64)
+    v = order_sensitive(batch, kv_heads, keys, value_size, dtype=torch.float64, generator=generator)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def additive(attend: torch.Tensor, lowest: float, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as a number to add."""
+    return torch.zeros(attend.shape, dtype=dtype).masked_fill(~attend, lowest)
+
+
+def masks(kind: str, batch: int, heads: int, queries: int, keys: int, dtype: torch.dtype, generator=None):
+    """A mask by name, and whether attention is causal."""
+    attend = torch.rand(batch, 1, 1, keys, generator=generator) < 0.7
+    if kind == "additive per head":
+        return torch.randn(1, heads, queries, keys, generator=generator).to(dtype), False
+    if kind == "lowest":
+        attend[..., 0] = True
+        return additive(attend, torch.finfo(dtype).min, dtype), False
+    return {
+        "none": (None, False),
+        "causal": (None, True),
+        "boolean": (attend, False),
+        "boolean and causal": (attend, True),
+        "boolean of each row": (torch.rand(queries, keys, generator=generator) < 0.5, False),
+        "-inf": (additive(attend, -INF, dtype), False),
+        "additive in fp32": (3 * torch.randn(batch, 1, queries, 1, generator=generator), False),
+    }[kind]
+
+
+MASKS = [
+    "none",
+    "causal",
+    "boolean",
+    "boolean and causal",
+    "boolean of each row",
+    "-inf",
+    "lowest",
+    "additive per head",
+    "additive in fp32",
+]
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "heads inside": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "columns": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "a slice": lambda x: F.pad(x, (3, 2, 1, 1))[:, :, 1 : x.shape[2] + 1, 3 : x.shape[3] + 3],
+    "every other": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "reversed batch": lambda x: x.flip(0).contiguous().flip(0),
+}
+
+
+def check(found, expected, what=""):
+    for name, a, b in zip(("output", "logsumexp"), found, expected, strict=True):
+        assert_same_bits(a, b, f"{name} {what}")
+
+
+def float64(q, k, v, mask, causal, scale):
+    """Output by the definition."""
+    group = q.shape[1] // max(k.shape[1], 1)
+    scores = q.double() @ k.double().repeat_interleave(group, 1).transpose(-1, -2) * scale
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -INF)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -INF) if mask.dtype == torch.bool else scores + mask.double()
+    return scores.softmax(-1).nan_to_num(0.0) @ v.double().repeat_interleave(group, 1)
+
+
+SHAPES = {
+    "batch": st.integers(1, 2),
+    "kv_heads": st.integers(1, 2),
+    "group": st.sampled_from((1, 1, 2, 3)),
+    "queries": st.sampled_from((1, 2, 3, 5, 6, 7, 13, 20)),
+    "keys": st.sampled_from((1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 70, 129)),
+    "size": st.sampled_from((1, 2, 3, 4, 7, 8, 16, 17, 33)),
+    "value_size": st.sampled_from((1, 4, 15, 16, 17, 33, 65)),
+}
+
+
+@given(
+    dtype=st.sampled_from(LOW),
+    kind=st.sampled_from(MASKS),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    seed=st.integers(0, 2**31),
+    **SHAPES,
+)
+def test_kernels_are_the_oracle(
+    batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, layout, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    heads = kv_heads * group
+    q, k, v = operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator)
+    mask, causal = masks(kind, batch, heads, queries, keys, dtype, generator)
+    expected = oracle.attention(q, k, v, mask, causal, 0.3)
+    lay = LAYOUTS[layout]
+    check(attention(lay(q), lay(k), lay(v), mask, causal, 0.3), expected, f"{kind}, {layout}")
+
+
+def test_several_splits_are_the_oracle():
+    for kind in ("none", "causal", "boolean"):
+        q, k, v = operands(1, 2, 1, 3, 2100, 5, 7, torch.float32)
+        mask, causal = masks(kind, 1, 2, 3, 2100, torch.float32)
+        check(attention(q, k, v, mask, causal, 0.5), oracle.attention(q, k, v, mask, causal, 0.5), kind)
+
+
+def test_exp_of_the_oracle_is_within_an_ulp():
+    x = torch.cat([-90 * torch.rand(50_000), -torch.rand(50_000), torch.tensor([0.0, -0.0, -INF, -87.0])])
+    exact = x.double().exp()
+    spacing = exact.float().nextafter(torch.tensor(2.0)).double() - exact.float().double()
+    normal = x >= -87
+    assert ((oracle.exp(x).double() - exact).abs()[normal] <= spacing[normal]).all()
+    assert (oracle.exp(x)[~normal] == 0).all()
+    assert oracle.exp(torch.tensor([0.0, NAN])).tolist()[0] == 1.0
+
+
+@given(dtype=st.sampled_from(DTYPES), kind=st.sampled_from(MASKS), seed=st.integers(0, 2**31), **SHAPES)
+def test_near_float64(batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    heads = kv_heads * group
+    q, k, _ = operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator)
+    v = torch.randn(batch, kv_heads, keys, value_size, generator=generator).to(dtype)
+    mask, causal = masks(kind, batch, heads, queries, keys, dtype, generator)
+    if mask is not None and dtype == torch.float64 and mask.dtype != torch.bool:
+        mask = mask.double()
+    out, _ = attention(q, k, v, mask, causal, 0.3)
+    error = (out.double() - float64(q, k, v, mask, causal, 0.3)).abs().max()
+    assert error <= {torch.float32: 1e-5, torch.float64: 1e-13}.get(dtype, 2 * torch.finfo(dtype).eps * 4)
+
+
+def test_as_close_to_float64_as_stock():
+    for dtype in LOW:
+        q, k, v = (torch.randn(2, 4, 200, 64).to(dtype) for _ in range(3))
+        reference = float64(q, k, v, None, False, 1 / 8)
+        error, stock = (
+            (f(q, k, v).double() - reference).abs().mean()
+            for f in (scaled_dot_product_attention, F.scaled_dot_product_attention)
+        )
+        assert error <= 1.1 * stock
+
+
+@EACH_DTYPE
+def test_a_sample_is_the_same_alone_and_among_any_neighbours(dtype):
+    for queries, keys, size in ((1, 70, 33), (9, 130, 32), (64, 64, 32)):
+        q, k, v = operands(3, 4, 2, queries, keys, size, 17, dtype)
+        mask = torch.rand(3, 1, 1, keys) < 0.8
+        alone = [attention(*(x[i : i + 1] for x in (q, k, v, mask)), False, 0.2) for i in range(3)]
+        for neighbour in (0.0, 3e4, NAN, INF):
+            for size_of_batch in (3, 8, 33):
+                places = torch.randperm(size_of_batch)[:3]
+                batch = [torch.full((size_of_batch, *x.shape[1:]), neighbour, dtype=dtype) for x in (q, k, v)]
+                together = torch.ones(size_of_batch, 1, 1, keys, dtype=torch.bool)
+                for whole, part in zip((*batch, together), (q, k, v, mask), strict=True):
+                    whole[places] = part
+                for threads in (1, 2):
+                    torch.set_num_threads(threads)
+                    found = attention(*batch, together, False, 0.2)
+                    for i, place in enumerate(places):
+                        check([x[place : place + 1] for x in found], alone[i], f"beside {neighbour}")
+
+
+@EACH_DTYPE
+def test_a_decoded_query_is_its_row_of_a_prefill(dtype):
+    keys = 1100
+    q, k, v = operands(2, 4, 2, keys, keys, 24, 20, dtype)
+    out, lse = attention(q, k, v, None, True, 0.2)
+    for i in (0, 1, 5, 63, 64, 130, 1023, 1024, keys - 1):
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found = attention(q[:1, :, i : i + 1], k[:1, :, : i + 1], v[:1, :, : i + 1], None, False, 0.2)
+            check(found, (out[:1, :, i : i + 1], lse[:1, :, i : i + 1]), f"query {i}")
+    chunk = torch.ones(30, keys, dtype=torch.bool).tril(diagonal=700)
+    found = attention(q[:, :, 700:730], k, v, chunk, False, 0.2)
+    check(found, (out[:, :, 700:730], lse[:, :, 700:730]), "chunk of a prefill")
+
+
+def test_stock_decode_is_not_its_row_of_a_prefill():
+    q, k, v = operands(2, 4, 4, 500, 500, 24, 24, torch.float32)
+    full = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    rows = [
+        F.scaled_dot_product_attention(q[:1, :, i : i + 1], k[:1, :, : i + 1], v[:1, :, : i + 1])
+        for i in range(100, 500, 50)
+    ]
+    prefill = [full[:1, :, i : i + 1] for i in range(100, 500, 50)]
+    assert not all(map(same_bits, rows, prefill)), "the data shows no change of order"
+
+
+def padding_masks(keys: int, padded: int, dtype: torch.dtype):
+    attend = torch.arange(padded) < keys
+    yield attend
+    yield additive(attend, -INF, dtype)
+    yield additive(attend, torch.finfo(dtype).min, dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        yield additive(attend, torch.finfo(torch.float32).min, torch.float32)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("garbage", [0.0, 3e4, NAN, INF, -INF])
+def test_masked_keys_at_the_end_change_nothing(dtype, garbage):
+    for queries, keys, padded in ((1, 17, 64), (7, 60, 61), (3, 64, 200), (1, 1000, 2300), (2, 1030, 1100)):
+        q, k, v = operands(1, 2, 1, queries, keys, 9, 18, dtype)
+        expected = attention(q, k, v, None, False, 0.4)
+        wide = [F.pad(x, (0, 0, 0, padded - keys), value=garbage) for x in (k, v)]
+        for mask in padding_masks(keys, padded, dtype):
+            check(attention(q, *wide, mask, False, 0.4), expected, f"{keys} of {padded} keys")
+
+
+@EACH_DTYPE
+def test_masked_keys_anywhere_are_not_read(dtype):
+    """Left padding moves keys between blocks and so may change bits, but garbage in it never shows."""
+    for keys in (50, 130, 1200):
+        q, k, v = operands(1, 2, 1, 3, keys, 9, 18, dtype)
+        attend = torch.rand(keys) < 0.5
+        attend[: keys // 2] = False
+        attend[-1] = True
+        expected = attention(q, k, v, attend, False, 0.4)
+        dirty = [torch.where(attend.unsqueeze(1), x, NAN) for x in (k, v)]
+        for lowest in (-INF, torch.finfo(dtype).min):
+            mask = additive(attend, lowest, dtype)
+            check(attention(q, *dirty, mask, False, 0.4), expected, f"mask of {lowest}")
+            check(attention(q, k, v, mask, False, 0.4), expected, f"mask of {lowest}, clean")
+        check(attention(q, *dirty, attend, False, 0.4), expected, "boolean mask")
+
+
+@EACH_DTYPE
+def test_a_later_key_does_not_leak_into_a_causal_row(dtype):
+    q, k, v = operands(1, 2, 2, 80, 80, 9, 18, dtype)
+    expected = [x[:, :, :40] for x in attention(q, k, v, None, True, 0.4)]
+    k[:, :, 40:], v[:, :, 40:] = NAN, INF
+    out, lse = attention(q, k, v, None, True, 0.4)
+    check((out[:, :, :40], lse[:, :, :40]), expected)
+    assert out[:, :, 40:].isnan().all()
+
+
+@EACH_DTYPE
+def test_special_values_propagate(dtype):
+    q, k, v = operands(1, 1, 1, 4, 70, 5, 6, dtype)
+    v[0, 0, 3, 2] = INF
+    k[0, 0, 68] = NAN
+    mask = torch.ones(4, 70, dtype=torch.bool)
+    mask[:2, 68] = False
+    out, lse = attention(q, k, v, mask, False, 0.4)
+    assert out[0, 0, 2:].isnan().all()
+    assert lse[0, 0, 2:].isnan().all()
+    assert (out[0, 0, :2, 2] == INF).all()
+    assert out[0, 0, :2, [0, 1, 3, 4, 5]].isfinite().all()
+    canonical = torch.full((1,), NAN, dtype=dtype)
+    assert (as_integers(out[0, 0, 2:]) == as_integers(canonical)).all()
+
+
+@EACH_DTYPE
+def test_rows_without_any_key_as_in_stock(dtype):
+    q, k, v = (torch.randn(1, 2, n, 8).to(dtype) for n in (3, 70, 70))
+    nothing = torch.zeros(3, 70, dtype=torch.bool)
+    for mask in (nothing, torch.full((3, 70), -INF, dtype=dtype)):
+        out, lse = attention(q, k, v, mask, False, 0.4)
+        assert_same_bits(out, torch.zeros_like(out))
+        assert (lse == -INF).all()
+        assert same_bits(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).abs(), out)
+    lowest = torch.full((3, 70), torch.finfo(dtype).min, dtype=dtype)
+    out, _ = attention(q, k, v, lowest, False, 0.4)
+    average = v.double().mean(2, keepdim=True).expand_as(out)
+    torch.testing.assert_close(out.double(), average, atol=2 * torch.finfo(dtype).eps, rtol=0)
+    if dtype != torch.float16:  # stock widens fp16 masks, whose lowest number does not absorb scores in fp32
+        stock = F.scaled_dot_product_attention(q, k, v, attn_mask=lowest, scale=0.4)
+        torch.testing.assert_close(stock.double(), average, atol=0.02, rtol=0)
+
+
+def test_few_rows_over_many_keys_are_the_same_on_any_number_of_threads():
+    q, k, v = operands(1, 1, 1, 1, 5000, 33, 40, torch.float32)
+    torch.set_num_threads(1)
+    expected = attention(q, k, v, None, False, 0.2)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        check(attention(q, k, v, None, False, 0.2), expected, f"{threads} threads")
+
+
+@EACH_DTYPE
+def test_empty_inputs(dtype):
+    for batch, heads, queries, keys, size, value_size in (
+        (0, 2, 3, 4, 5, 6),
+        (1, 2, 0, 4, 5, 6),
+        (1, 2, 3, 0, 5, 6),
+        (1, 2, 3, 4, 5, 0),
+        (1, 0, 3, 4, 5, 6),
+        (1, 2, 3, 4, 0, 6),
+    ):
+        q, k, v = operands(batch, heads, heads, queries, keys, size, value_size, dtype)
+        out, lse = attention(q, k, v, None, False, 0.5)
+        assert out.shape == (batch, heads, queries, value_size)
+        assert lse.shape == (batch, heads, queries)
+        torch.testing.assert_close(out, float64(q, k, v, None, False, 0.5).to(dtype), atol=0.02, rtol=0.02)
+    assert (attention(*operands(1, 2, 2, 3, 0, 5, 6, dtype), None, False, 0.5)[0] == 0).all()
+
+
+def test_fake_strides_are_the_real_ones():
+    from torch._subclasses import FakeTensorMode
+
+    for shape in ((2, 4, 2, 3, 7, 8, 5), (1, 1, 1, 1, 1, 1, 1), (0, 4, 4, 3, 7, 8, 5)):
+        for dtype in DTYPES:
+            real = attention(*operands(*shape, dtype), None, False, 1.0)
+            with FakeTensorMode() as mode:
+                fake = attention(*map(mode.from_tensor, operands(*shape, dtype)), None, False, 1.0)
+            for a, b in zip(real, fake, strict=True):
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def digest(dtype: torch.dtype) -> str:
+    """Of outputs on data made of integers alone, which every machine draws alike."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randint(-4096, 4096, shape, generator=generator) / 2048).to(dtype)
+
+    found = hashlib.sha256()
+    for shape in ((2, 4, 2, 13, 77, 33, 17), (1, 3, 3, 64, 64, 32, 32), (1, 2, 1, 1, 2500, 8, 80)):
+        batch, heads, kv_heads, queries, keys, size, value_size = shape
+        q, k = draw(batch, heads, queries, size), draw(batch, kv_heads, keys, size)
+        v = draw(batch, kv_heads, keys, value_size)
+        for mask, causal in (
+            (None, False),
+            (None, True),
+            (draw(queries, keys), False),
+            (draw(keys) > 0, False),
+        ):
+            for result in attention(q, k, v, mask, causal, 0.25):
+                found.update(as_integers(result).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+@EACH_DTYPE
+def test_golden_bits(dtype):
+    assert digest(dtype) == GOLDEN[dtype]
+
+
+def test_instruction_sets_give_the_same_bits():
+    program = "from tests.templates.test_attention import DTYPES, digest; print(*map(digest, DTYPES))"
+    best = inductor.best_isa()
+    names = (
+        ["avx512", "avx2", "portable"] if best == "avx512" else ["avx2", "portable"] if best == "avx2" else []
+    )
+    for name in names:
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "BI_COMPILE_ISA": name},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout.split() == [GOLDEN[dtype] for dtype in DTYPES], name
+
+
+# The Python function: stock's semantics.
+
+CALLS = {
+    "four dims": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {}),
+    "three dims": (((3, 5, 8), (3, 7, 8), (3, 7, 6)), {}),
+    "two dims": (((5, 8), (7, 8), (7, 6)), {}),
+    "five dims": (((2, 2, 3, 5, 8), (2, 2, 3, 7, 8), (2, 2, 3, 7, 6)), {"attn_mask": (2, 1, 3, 1, 7)}),
+    "five dims, mask of four": (
+        ((2, 2, 3, 5, 8), (2, 2, 3, 7, 8), (2, 2, 3, 7, 6)),
+        {"attn_mask": (2, 1, 5, 7)},
+    ),
+    "broadcast batch": (((2, 3, 5, 8), (1, 3, 7, 8), (1, 1, 7, 6)), {}),
+    "scale": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {"scale": 0.7}),
+    "causal": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {"is_causal": True}),
+    "mask of two dims": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {"attn_mask": (5, 7)}),
+    "mask of three dims": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {"attn_mask": (3, 1, 7)}),
+    "grouped": (((2, 6, 5, 8), (2, 2, 7, 8), (2, 2, 7, 6)), {"enable_gqa": True}),
+    "grouped, three dims": (((6, 5, 8), (2, 7, 8), (2, 7, 6)), {"enable_gqa": True}),
+}
+
+
+def call(name: str, dtype: torch.dtype, mask_dtype: torch.dtype | None = None):
+    shapes, options = CALLS[name]
+    inputs = [torch.randn(shape).to(dtype) for shape in shapes]
+    if "attn_mask" in options:
+        mask = torch.randn(options["attn_mask"])
+        mask = mask > -0.5 if mask_dtype == torch.bool else mask.to(mask_dtype or dtype)
+        options = {**options, "attn_mask": mask}
+    return inputs, options
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_function_follows_stock(name):
+    for dtype in DTYPES:
+        for mask_dtype in (torch.bool, dtype, torch.float32):
+            if mask_dtype != dtype and "attn_mask" not in CALLS[name][1]:
+                continue
+            inputs, options = call(name, dtype, mask_dtype)
+            ours = scaled_dot_product_attention(*inputs, **options)
+            wide = {
+                k: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                for k, x in options.items()
+            }
+            reference = F.scaled_dot_product_attention(*(x.double() for x in inputs), **wide)
+            assert ours.dtype == dtype
+            tolerance = 2 * torch.finfo(dtype).eps
+            torch.testing.assert_close(ours.double(), reference, atol=2 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_gradients_are_those_of_stock(name):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.06)):
+        inputs, options = call(name, dtype)
+        leaves = [x.requires_grad_() for x in inputs]
+        if "attn_mask" in options:
+            leaves.append(options["attn_mask"].requires_grad_())
+        out = scaled_dot_product_attention(*inputs, **options)
+        weight = torch.randn(out.shape).to(dtype)
+        ours = torch.autograd.grad((out * weight).sum(), leaves)
+        wide = [x.detach().double().requires_grad_() for x in leaves]
+        wide_options = {**options, "attn_mask": wide[3]} if len(wide) == 4 else options
+        reference = F.scaled_dot_product_attention(*wide[:3], **wide_options)
+        expected = torch.autograd.grad((reference * weight.double()).sum(), wide)
+        for a, b in zip(ours, expected, strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a.double(), b, atol=tolerance, rtol=tolerance)
+
+
+def test_rows_without_any_key_have_no_gradient():
+    q, k, v = (torch.randn(1, 1, 4, 8, requires_grad=True) for _ in range(3))
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[2] = False
+    scaled_dot_product_attention(q, k, v, mask).sum().backward()
+    assert q.grad is not None
+    assert (q.grad[0, 0, 2] == 0).all()
+    assert q.grad.isfinite().all()
+
+
+def test_gradients_do_not_know_the_batch():
+    q, k, v = (torch.randn(5, 4, 70, 16) for _ in range(3))
+    weight = torch.randn(5, 4, 70, 16)
+
+    def gradients(at: slice) -> list[torch.Tensor]:
+        leaves = [x[at].clone().requires_grad_() for x in (q, k, v)]
+        out = scaled_dot_product_attention(*leaves, is_causal=True)
+        return list(torch.autograd.grad(out, leaves, weight[at]))
+
+    together = gradients(slice(None))
+    for i in range(5):
+        for a, b in zip(gradients(slice(i, i + 1)), together, strict=True):
+            assert_same_bits(a, b[i : i + 1], "gradient")
+
+
+def test_traced_with_symbolic_sizes_it_gives_the_same_bits():
+    def step(q, k, v, mask):
+        return scaled_dot_product_attention(q, k, v, mask)
+
+    compiled = torch.compile(step, backend="aot_eager", dynamic=True, fullgraph=True)
+    for batch, length in ((3, 9), (5, 20), (2, 33)):
+        inputs = [torch.randn(batch, 4, length, 16, requires_grad=True) for _ in range(3)]
+        mask = torch.rand(batch, 1, 1, length) < 0.9
+        weight = torch.randn(batch, 4, length, 16)
+        found = compiled(*inputs, mask)
+        expected = step(*inputs, mask)
+        assert_same_bits(found, expected)
+        pairs = (torch.autograd.grad(out, inputs, weight) for out in (found, expected))
+        for a, b in zip(*pairs, strict=True):
+            assert_same_bits(a, b, "gradient")
+
+
+def test_bad_input_is_refused():
+    q, k, v = operands(1, 2, 2, 3, 4, 8, 8, torch.float32)
+    with pytest.raises(UnsupportedOpError, match=r"^scaled_dot_product_attention with dropout"):
+        scaled_dot_product_attention(q, k, v, dropout_p=0.1)
+    with pytest.raises(RuntimeError, match="attn_mask and is_causal=True exclude one another"):
+        scaled_dot_product_attention(q, k, v, torch.ones(3, 4, dtype=torch.bool), is_causal=True)
+    with pytest.raises(RuntimeError, match="must have one dtype"):
+        scaled_dot_product_attention(q, k.double(), v)
+    with pytest.raises(RuntimeError, match="attn_mask must be boolean, fp32 or of the query's dtype"):
+        scaled_dot_product_attention(q, k, v, torch.ones(3, 4, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="two dims or more"):
+        scaled_dot_product_attention(q[0, 0, 0], k, v)
+    for dtype in (torch.complex64, torch.int64, torch.float8_e4m3fn):
+        with pytest.raises(UnsupportedDtypeError, match=rf"attention does not support {dtype}"):
+            scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype))
+    with pytest.raises(RuntimeError, match="attention does not support"):
+        attention(q.long(), k.long(), v.long(), None, False, 1.0)
+    with pytest.raises(RuntimeError, match="Hq a multiple of Hkv"):
+        attention(q, k[:, :0], v[:, :0], None, False, 1.0)
+    with pytest.raises(RuntimeError, match="Hq a multiple of Hkv"):
+        attention(q, k, v[:, :, 1:], None, False, 1.0)
+    with pytest.raises(RuntimeError, match="the mask is boolean, fp32 or of q's dtype"):
+        attention(q, k, v, torch.ones(3, 4, dtype=torch.int32), False, 1.0)
