@@ -1,7 +1,7 @@
 // One chunk of the contraction tree: chains of fused multiply-adds in index order, a tile of them at a time.
 //
-// A scheme says how a dtype's elements are packed and what one step of its chain is. All schemes of a dtype have
-// the same bits. Operands are packed to rows[row * kRowStride + step] and columns[step * kColumns + column].
+// A scheme says how a dtype's elements are packed and what chain they enter. All schemes of a dtype have the same
+// bits. Operands are packed to rows[row * kRowStride + step] and columns[step * kColumns + column].
 #pragma once
 
 #include <algorithm>
@@ -32,36 +32,32 @@ struct FlushingMode {
   FloatingPointMode mode{FloatingPointMode::kFlush};
 };
 
-// fp32, fp64, and fp16 widened to fp32: one element a step.
-template <class T>
-struct Plain {
-  using Element = T;
-  using Packed = Acc<T>;
-  using Sum = Acc<T>;
-  using F = Fma<Sum>;
+// Chains of fused multiply-adds, one element a step.
+template <class A>
+struct FmaChain {
+  using Chain = FmaChain;
+  using Packed = A;
+  using Sum = A;
+  using F = Fma<A>;
   using V = typename F::V;
-  static constexpr int64_t kPerStep = 1;   // elements of K in one packed value
-  static constexpr bool kSwapped = false;  // pairs of K are packed in swapped order
-  using Mode = KeptMode;
-  static V load(const Packed* p) { return F::load(p); }
-  static V step(V sum, const Packed* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
+  static constexpr int64_t kPerStep = 1;  // elements of K in one packed value
+  static V load(const A* p) { return F::load(p); }
+  static V step(V sum, const A* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
 };
 
-// bf16 where the machine has no instruction for it: pairs of K in swapped order, one element a step, with
-// subnormals flushed as VDPBF16PS flushes them.
-struct FlushedPairs {
-  using Element = at::BFloat16;
-  using Packed = float;
-  using Sum = float;
-  using F = Fma<float>;
-  using V = F::V;
-  static constexpr int64_t kPerStep = 1;
-  static constexpr bool kSwapped = true;
-  using Mode = FlushingMode;
-  static V load(const float* p) { return F::load(p); }
+// fp32, fp64, and fp16 widened to fp32.
+template <class T>
+struct Plain : FmaChain<Acc<T>> {
+  static constexpr bool kSwapped = false;  // pairs of K are packed in swapped order
+  using Mode = KeptMode;
+};
+
 #if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
-  static V step(V sum, const float* a, V b) { return F::fma(F::broadcast(*a), b, sum); }
+using FlushedChain = FmaChain<float>;
 #else
+struct FlushedChain : FmaChain<float> {
+  using Chain = FlushedChain;
+
   static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
   static float step(float sum, float a, float b) {
@@ -77,14 +73,21 @@ struct FlushedPairs {
     for (int64_t j = 0; j < F::kWidth; ++j) sum.lane[j] = step(sum.lane[j], *a, b.lane[j]);
     return sum;
   }
+};
 #endif
+
+// bf16 where the machine has no instruction for it: pairs of K in swapped order, one element a step, with
+// subnormals flushed as VDPBF16PS flushes them.
+struct FlushedPairs : FlushedChain {
+  static constexpr bool kSwapped = true;
+  using Mode = FlushingMode;
 };
 
 #if defined(BI_ISA_AVX512)
 // bf16 by VDPBF16PS: two elements a step, the odd one first. Assembly, because the instruction set extension is
 // looked for at run time and not switched on for the whole file.
 struct HardwarePairs {
-  using Element = at::BFloat16;
+  using Chain = HardwarePairs;
   using Packed = uint32_t;
   using Sum = float;
   using F = Fma<float>;
@@ -169,7 +172,7 @@ using ChainTile = void (*)(const typename S::Packed*, const typename S::Packed*,
 
 template <class S, int... Rows>
 constexpr ChainTile<S> chain_tile_of(int64_t rows, std::integer_sequence<int, Rows...>) {
-  constexpr ChainTile<S> tiles[] = {&chain_tile<S, Rows + 1>...};
+  constexpr ChainTile<S> tiles[] = {&chain_tile<typename S::Chain, Rows + 1>...};
   return tiles[rows - 1];
 }
 

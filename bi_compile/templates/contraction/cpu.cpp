@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <optional>
 
 #include "contraction/stream.h"
@@ -10,8 +11,9 @@
 namespace {
 
 #if defined(BI_ISA_AVX512)
+// The environment variable makes this machine compute as one without: for tests that both agree.
 bool has_bf16_dot() {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
+  static const bool has = __builtin_cpu_supports("avx512bf16") && !std::getenv("BI_COMPILE_NO_VDPBF16PS");
   return has;
 }
 #endif
@@ -22,16 +24,9 @@ void product(const Product<T>& given) {
   // Columns come in whole panels, rows one by one: the short side becomes the rows.
   const bool tall = given.columns < kColumns<S> && given.rows > given.columns;
   Product<T> p = tall ? given.transposed() : given;
-#if defined(BI_ISA_AVX512)
-  if constexpr (sizeof(typename S::Packed) == 4) {
-    if (p.rows <= kStreamRows && p.b_k == 1) {
-      const int64_t whole = p.columns / kStreamColumns * kStreamColumns;
-      if (whole > 0) product_in_stream<S>(p.of_columns(0, whole));
-      if (whole == p.columns) return;
-      p = p.of_columns(whole, p.columns - whole);
-    }
-  }
-#endif
+  const int64_t streamed = product_in_stream<S>(p);
+  if (streamed == p.columns) return;
+  p = p.of_columns(streamed, p.columns - streamed);
   // Columns that lie side by side are read in long pieces, if enough of them are left for the threads.
   constexpr int64_t kWide = 4;
   const bool wide = p.b_column == 1 && p.columns >= 2 * at::get_num_threads() * kWide * kColumns<S>;

@@ -111,12 +111,15 @@ int64_t combine(Sum* sums, int64_t count, int64_t chunk, bool last, const Slot& 
   return level;
 }
 
+// Columns of the widest panel.
+constexpr int64_t kMostColumns = 128;
+
 // One row of finished sums through alpha, beta * c and the final rounding.
 template <class T>
 void finish(const Product<T>& p, Acc<T>* sums, int64_t batch, int64_t row, int64_t column, int64_t count) {
   using A = Acc<T>;
   T* out = p.out + batch * p.out_batch + row * p.out_row + column * p.out_column;
-  T rounded[kColumns<Plain<T>>];
+  T rounded[kMostColumns];
   T* target = p.out_column == 1 ? out : rounded;
   const T* c = p.c.data + batch * p.c.batch + row * p.c.row + column * p.c.column;
   for (int64_t j = 0; j < count; j += kWidth<A>) {
