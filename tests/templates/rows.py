@@ -1,4 +1,4 @@
-"""What the tests of the row reductions, softmax and the norms share: data, layouts, neighbours, ISA variants."""
+"""What the tests of the row reductions, softmax and norms share: data, layouts, neighbours, ISA variants."""
 
 import hashlib
 import os

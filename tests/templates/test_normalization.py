@@ -1,4 +1,4 @@
-"""layer_norm and rms_norm: the bits of their operations run one by one, whatever the batch, layout and threads."""
+"""layer_norm and rms_norm: the bits of their operations run one by one, for any batch, layout and threads."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""softmax and log_softmax: the bits of their operations run one by one, whatever the batch, layout and threads."""
+"""softmax and log_softmax: the bits of their operations run one by one, for any batch, layout and threads."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_near_float64(name, dtype):
     op, _, stock = OPS[name]
     reference = stock(x.double(), 1)
     limits = torch.finfo(dtype)
-    # Of the exponent's argument, which reaches about 20, half an ulp is lost, and in fp16 small results underflow.
+    # The argument of exp reaches about 20 and loses half an ulp; in fp16 small results underflow.
     allowed = 16 * limits.eps * reference.abs() + limits.eps * limits.smallest_normal
     assert ((op(x, 1).double() - reference).abs() <= allowed).all()
 

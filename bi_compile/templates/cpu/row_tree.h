@@ -149,6 +149,7 @@ inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
   const auto walk = [&](const auto& combine) __attribute__((always_inline)) {
     Vec<A> best[vectors];
     NaNs<A> met;
+#pragma GCC unroll 8
     for (int64_t k = 0; k < vectors; ++k) best[k] = Vec<A>(Tree::template identity<A>());
     int64_t i = begin;
     for (; i + vectors * kWidth<A> <= end; i += vectors * kWidth<A>) {
@@ -207,9 +208,11 @@ template <class A, class Load>
 inline A largest(int64_t n, const Load& load_at) {
   constexpr int64_t vectors = 8;
   Vec<A> most[vectors];
+#pragma GCC unroll 8
   for (int64_t k = 0; k < vectors; ++k) most[k] = Vec<A>(-kInfinity<A>);
   int64_t i = 0;
   for (; i + vectors * kWidth<A> <= n; i += vectors * kWidth<A>) {
+#pragma GCC unroll 8
     for (int64_t k = 0; k < vectors; ++k) {
       most[k] = at::vec::clamp_min(most[k], load_at(i + k * kWidth<A>, kWidth<A>));
     }

@@ -3,18 +3,19 @@
 Ops (x: float32, float64, bfloat16 or float16 of any shape and strides; results are contiguous)
     bi_compile::layer_norm(Tensor x, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps)
         -> (Tensor, Tensor, Tensor)
-        mean = sum(x) / n;  d = x - mean;  rstd = 1 / sqrt(sum(d * d) / n + eps);  y = (d * rstd) * weight + bias
-        y has x's dtype; mean and rstd, of shape [..., 1, ...], are as aten.native_layer_norm returns them on a
-        CPU: of x's dtype, or float32 where weight or bias has another dtype than x.
+        mean = sum(x) / n;  d = x - mean;  rstd = 1 / sqrt(sum(d * d) / n + eps)
+        y = (d * rstd) * weight + bias
+        y has x's dtype; mean and rstd, of shape [..., 1, ...], are as aten.native_layer_norm returns them on
+        a CPU: of x's dtype, or float32 where weight or bias has another dtype than x.
     bi_compile::rms_norm(Tensor x, SymInt[] normalized_shape, Tensor? weight, float eps) -> (Tensor, Tensor)
         rstd = 1 / sqrt(sum(x * x) / n + eps);  y = (x * rstd) * weight
         y has x's dtype; rstd is float32 (float64 for float64), as aten._fused_rms_norm returns it.
 
 n is the number of elements of normalized_shape, which are x's last dims. Everything is computed in float32
-(float64 for float64), every operation rounded and none fused, so y has the bits of `bi_compile::mean` and the
-pointwise operations run one by one in that dtype; one rounding to the output's dtype. The tree is that of
-`bi_compile::sum` (see templates/reduction). weight and bias have the shape normalized_shape and any of the dtypes
-not wider than that of the computation.
+(float64 for float64), every operation rounded and none fused, so y has the bits of `bi_compile::mean` and
+the pointwise operations run one by one in that dtype; one rounding to the output's dtype. The tree is that of
+`bi_compile::sum` (see templates/reduction). weight and bias have the shape normalized_shape and any of the
+dtypes not wider than that of the computation.
 Raises UnsupportedDtypeError for other dtypes and RuntimeError for shapes that do not fit.
 """
 

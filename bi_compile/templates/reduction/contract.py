@@ -9,9 +9,9 @@ Ops (x: float32, float64, bfloat16 or float16 of any shape and strides; dims: an
     bi_compile::logsumexp (Tensor x, int[] dims, bool keepdim) -> Tensor
 
 The tree: the reduced dims, ascending, are flattened in row-major order and cut in chunks of REDUCTION_CHUNK.
-Inside a chunk lane j of REDUCTION_LANES starts at the identity and takes in elements j, j + lanes, ... in order;
-lanes fold in halves; chunks combine by the balanced tree anchored at chunk 0 (`numerics.tree_levels`). Appending
-the identity changes no bit, and no other extent, stride or thread count enters.
+Inside a chunk lane j of REDUCTION_LANES starts at the identity and takes in elements j, j + lanes, ... in
+order; lanes fold in halves; chunks combine by the balanced tree anchored at chunk 0 (`numerics.tree_levels`).
+Appending the identity changes no bit, and no other extent, stride or thread count enters.
 
 Everything inside is computed in float32 (float64 for float64) with each operation rounded, no fused
 multiply-adds; results are rounded once to x's dtype. NaN results are the one canonical quiet NaN.
@@ -19,7 +19,8 @@ multiply-adds; results are rounded once to x's dtype. NaN results are the one ca
 Results have x's dtype (argmax and argmin: int64), contiguous, without the reduced dims or, with keepdim, with
 ones in their places. Zero-length reductions are as in eager: sum 0, prod 1, mean and var NaN, logsumexp -inf;
 amax, amin, argmax, argmin and the norms without an identity raise IndexError.
-Raises UnsupportedDtypeError for other dtypes, IndexError for a dim out of range, RuntimeError for one given twice.
+Raises UnsupportedDtypeError for other dtypes, IndexError for a dim out of range, RuntimeError for one given
+twice.
 """
 
 import math
@@ -136,7 +137,7 @@ def argmin(x: torch.Tensor, dims: Dims = (), keepdim: bool = False) -> torch.Ten
 
 
 def var(x: torch.Tensor, dims: Dims = (), correction: float = 1.0, keepdim: bool = False) -> torch.Tensor:
-    """sum((x - mean)**2) / max(0, n - correction): two passes, the mean not rounded to x's dtype between them."""
+    """sum((x - mean)**2) / max(0, n - correction) in two passes; the mean between them is not rounded."""
     return _checked(var_op, "var", x, dims, float(correction), keepdim)
 
 

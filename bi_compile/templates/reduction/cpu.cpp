@@ -123,10 +123,13 @@ class Columns {
   int64_t width_;
 };
 
+// Whether a recipe is compiled for columns too; where that is not worth the compiler's time, columns are gathered.
+enum class Walks { kRows, kRowsAndColumns };
+
 // recipe(row or columns) for every result.
-template <class T, class Recipe>
+template <Walks kWalks, class T, class Recipe>
 void for_each_result(const RowView& view, const T* x, const Recipe& recipe) {
-  if (view.contiguous() || !view.columns()) {
+  if (kWalks == Walks::kRows || view.contiguous() || !view.columns()) {
     // A few long rows are better shared inside.
     if (view.rows < at::get_num_threads() && view.n > 2 * kSpan) {
       for (int64_t row = 0; row < view.rows; ++row) recipe(Row<T>(view, x, row));
@@ -135,12 +138,14 @@ void for_each_result(const RowView& view, const T* x, const Recipe& recipe) {
     }
     return;
   }
-  const int64_t inner = view.kept.back().size;
-  const int64_t groups = (inner + Columns<T>::kWide - 1) / Columns<T>::kWide;
-  for_each_task(view.rows / inner * groups, view.n * Columns<T>::kWide, [&](int64_t task) {
-    const int64_t column = task % groups * Columns<T>::kWide;
-    recipe(Columns<T>(view, x, task / groups * inner + column, std::min(Columns<T>::kWide, inner - column)));
-  });
+  if constexpr (kWalks == Walks::kRowsAndColumns) {
+    const int64_t inner = view.kept.back().size;
+    const int64_t groups = (inner + Columns<T>::kWide - 1) / Columns<T>::kWide;
+    for_each_task(view.rows / inner * groups, view.n * Columns<T>::kWide, [&](int64_t task) {
+      const int64_t column = task % groups * Columns<T>::kWide;
+      recipe(Columns<T>(view, x, task / groups * inner + column, std::min(Columns<T>::kWide, inner - column)));
+    });
+  }
 }
 
 at::Tensor empty_result(const at::Tensor& x, const DimFlags& reduced, bool keepdim, at::ScalarType dtype) {
@@ -153,7 +158,7 @@ at::Tensor empty_result(const at::Tensor& x, const DimFlags& reduced, bool keepd
 }
 
 // recipe(columns or row, outputs) with kOutputs tensors of x's dtype.
-template <int kOutputs, class Recipe>
+template <int kOutputs, Walks kWalks = Walks::kRowsAndColumns, class Recipe>
 std::array<at::Tensor, kOutputs> reduce(const char* op, const at::Tensor& x, at::IntArrayRef dims, bool keepdim,
                                         const Recipe& recipe) {
   const auto reduced = reduced_dims(x, dims);
@@ -164,7 +169,7 @@ std::array<at::Tensor, kOutputs> reduce(const char* op, const at::Tensor& x, at:
     using T = std::remove_pointer_t<decltype(type)>;
     std::array<T*, kOutputs> out;
     for (int i = 0; i < kOutputs; ++i) out[i] = outputs[i].template mutable_data_ptr<T>();
-    for_each_result(view, x.const_data_ptr<T>(), [&](const auto& results) { recipe(results, out, view.n); });
+    for_each_result<kWalks>(view, x.const_data_ptr<T>(), [&](const auto& results) { recipe(results, out, view.n); });
   });
   return outputs;
 }
@@ -181,9 +186,9 @@ void check_not_empty(const char* op, const at::Tensor& x, at::IntArrayRef dims) 
 
 const auto kElement = [](const auto& x, int64_t) { return x; };
 
-template <class Tree>
+template <class Tree, Walks kWalks = Walks::kRowsAndColumns>
 at::Tensor plain(const char* op, const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
-  return reduce<1>(op, x, dims, keepdim, [](const auto& row, auto out, int64_t) {
+  return reduce<1, kWalks>(op, x, dims, keepdim, [](const auto& row, auto out, int64_t) {
     row.store(out[0], row.template reduce<Tree>(kElement));
   })[0];
 }
@@ -193,7 +198,7 @@ at::Tensor sum(const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
 }
 
 at::Tensor prod(const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
-  return plain<Product>("prod", x, dims, keepdim);
+  return plain<Product, Walks::kRows>("prod", x, dims, keepdim);
 }
 
 at::Tensor amax(const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
@@ -233,12 +238,6 @@ at::Tensor mean(const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
   })[0];
 }
 
-at::Tensor var(const at::Tensor& x, at::IntArrayRef dims, double correction, bool keepdim) {
-  return reduce<1>("var", x, dims, keepdim, [=](const auto& row, auto out, int64_t n) {
-    row.store(out[0], variance_of(row, mean_of(row, n), n, correction));
-  })[0];
-}
-
 std::tuple<at::Tensor, at::Tensor> var_mean(const at::Tensor& x, at::IntArrayRef dims, double correction,
                                             bool keepdim) {
   const auto results = reduce<2>("var_mean", x, dims, keepdim, [=](const auto& row, auto out, int64_t n) {
@@ -249,9 +248,22 @@ std::tuple<at::Tensor, at::Tensor> var_mean(const at::Tensor& x, at::IntArrayRef
   return {results[0], results[1]};
 }
 
+at::Tensor var(const at::Tensor& x, at::IntArrayRef dims, double correction, bool keepdim) {
+  return std::get<0>(var_mean(x, dims, correction, keepdim));
+}
+
+at::Tensor norm_2(const at::Tensor& x, at::IntArrayRef dims, bool keepdim) {
+  return reduce<1>("norm", x, dims, keepdim, [](const auto& row, auto out, int64_t) {
+    using V = typename std::decay_t<decltype(row)>::V;
+    const auto squares = row.template reduce<Sum>([](const V& v, int64_t) { return v * v; });
+    row.store(out[0], squares.map([](const V& v, int64_t) { return v.sqrt(); }));
+  })[0];
+}
+
 at::Tensor norm(const at::Tensor& x, double ord, at::IntArrayRef dims, bool keepdim) {
   if (ord < 0 || std::isinf(ord)) check_not_empty("norm", x, dims);
-  return reduce<1>("norm", x, dims, keepdim, [=](const auto& row, auto out, int64_t) {
+  if (ord == 2) return norm_2(x, dims, keepdim);
+  return reduce<1, Walks::kRows>("norm", x, dims, keepdim, [=](const auto& row, auto out, int64_t) {
     using V = typename std::decay_t<decltype(row)>::V;
     using A = typename std::decay_t<decltype(row)>::A;
     const auto magnitude = [](const V& v, int64_t) { return v.abs(); };
@@ -264,9 +276,6 @@ at::Tensor norm(const at::Tensor& x, double ord, at::IntArrayRef dims, bool keep
       row.store(out[0], row.template reduce<Sum>(nonzero));
     } else if (ord == 1) {
       row.store(out[0], row.template reduce<Sum>(magnitude));
-    } else if (ord == 2) {
-      const auto squares = row.template reduce<Sum>([](const V& v, int64_t) { return v * v; });
-      row.store(out[0], squares.map([](const V& v, int64_t) { return v.sqrt(); }));
     } else {
       const V power(static_cast<A>(ord)), root(static_cast<A>(1 / ord));
       const auto powers = row.template reduce<Sum>([&](const V& v, int64_t) { return v.abs().pow(power); });

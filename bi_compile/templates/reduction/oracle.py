@@ -1,7 +1,7 @@
 """The tree of the row reductions in plain torch operations: slow, and equal to the kernels bit for bit.
 
-Every function takes rows: the reduced dims flattened to the last one by `as_rows`, widened to the dtype of the
-computation. exp, log and pow are arguments, so that a test can pass the ones the kernels use.
+Every function takes rows: the reduced dims flattened to the last one by `as_rows`, widened to the dtype of
+the computation. exp, log and pow are arguments, so that a test can pass the ones the kernels use.
 """
 
 import math

@@ -1,13 +1,13 @@
-"""softmax and log_softmax over one dim: the maximum, the exponentials, their sum by the row tree, the quotient.
+"""softmax and log_softmax over one dim: maximum, exponentials, their sum by the row tree, quotient.
 
-Ops (x: float32, float64, bfloat16 or float16 of any shape and strides; the result is contiguous, of x's dtype)
+Ops (x: float32, float64, bfloat16 or float16 of any shape and strides; a contiguous result of x's dtype)
     bi_compile::softmax(Tensor x, int dim) -> Tensor        e / sum(e), e = exp(x - amax(x))
     bi_compile::log_softmax(Tensor x, int dim) -> Tensor    (x - amax(x)) - log(sum(exp(x - amax(x))))
 
-The sum is `bi_compile::sum`'s tree (see templates/reduction), so a fused softmax has the bits of its operations
-run one by one in float32 (float64 for float64) with exp and log those of at::vec, which Inductor's kernels use
-too. A row that contains NaN or +inf, or -inf alone, is all NaN, as in eager; trailing elements of -inf change
-nothing for the others. One rounding to x's dtype.
+The sum is `bi_compile::sum`'s tree (see templates/reduction), so a fused softmax has the bits of its
+operations run one by one in float32 (float64 for float64) with exp and log those of at::vec, which Inductor's
+kernels use too. A row that contains NaN or +inf, or -inf alone, is all NaN, as in eager; trailing elements of
+-inf change nothing for the others. One rounding to x's dtype.
 Raises UnsupportedDtypeError for other dtypes and IndexError for a dim out of range.
 """
 
