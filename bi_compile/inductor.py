@@ -177,6 +177,9 @@ def canonical_codegen() -> Iterator[None]:
             vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
             stack.enter_context(mock.patch.object(cpp.CppVecOverrides, name, staticmethod(vector)))
             stack.enter_context(mock.patch.object(cpp.CppOverrides, name, staticmethod(scalar)))
+        # Before torch 2.13 this shortcut skips the rounding to bf16 and back that emulate_precision_casts
+        # asks for; from 2.13 on the host skips it itself.
+        stack.enter_context(mock.patch.object(cpp.CppKernel, "cache_dtype_convert", lambda *_: None))
         yield
 
 

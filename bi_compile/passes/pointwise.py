@@ -176,12 +176,12 @@ def _pow_base(base: Any, x: Tensor) -> Any:
 
 @rewrite(aten.maximum.default)
 def _maximum(a: Tensor, b: Tensor) -> Any:
-    return torch.where((a > b) | (a != a), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
+    return torch.where((a > b) | a.isnan(), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
 
 
 @rewrite(aten.minimum.default)
 def _minimum(a: Tensor, b: Tensor) -> Any:
-    return torch.where((a < b) | (a != a), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
+    return torch.where((a < b) | a.isnan(), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
 
 
 @rewrite(aten.relu.default)
