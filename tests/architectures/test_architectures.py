@@ -1,10 +1,11 @@
 """Real transformer architectures through `torch.compile(backend="batch_invariant")`, fp32 and bf16.
 
-Every one of them gives each sample the same bits in batches of 1 to 33 with random members and positions, all of
-one length and padded on the right; is as close to float64 as stock eager is; and nothing in it fell back.
+Every one of them gives each sample the same bits in batches of 1 to 33 with random members and positions, all
+of one length and padded on the right; is as close to float64 as stock eager is; and nothing in it fell back.
 """
 
 import copy
+import os
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from tests.architectures.zoo import ARCHITECTURES, LENGTH, Architecture
 
 BACKEND = "batch_invariant"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Dynamic shapes from the start spare compilations, which are most of the time here. The thorough profile also
+# lets Dynamo find out by itself.
+DYNAMIC = [True, None] if os.environ.get("BI_COMPILE_TEST_PROFILE") == "thorough" else [True]
 SAMPLES = 6
 LENGTHS = (LENGTH, 7, 10, 4, 9, LENGTH - 1)
 
@@ -31,13 +35,14 @@ def _fresh_dynamo():
 @torch.inference_mode()
 @every_architecture
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_invariant_over_batch_and_padding(architecture: Architecture, dtype: str):
+@pytest.mark.parametrize("dynamic", DYNAMIC, ids="dynamic={}".format)
+def test_invariant_over_batch_and_padding(architecture: Architecture, dtype: str, dynamic: bool | None):
     model = architecture.build(DTYPES[dtype])
     inputs = tuple(architecture.samples(SAMPLES, DTYPES[dtype]).values())
     stock = architecture.call(model)
     exact = architecture.call(copy.deepcopy(model).double())
     with report.collect() as compiled_graphs:
-        compiled = torch.compile(architecture.call(model), backend=BACKEND)
+        compiled = torch.compile(architecture.call(model), backend=BACKEND, dynamic=dynamic)
 
         same_length = assert_batch_invariant(compiled, *inputs, trials=1, seed=1)
         assert same_length.rows >= sum(same_length.sizes)

@@ -36,7 +36,7 @@ class Architecture:
         model = getattr(hf, self.model)(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                # The library starts biases at 0 and weights near it: a dropped bias or a lost digit would not show.
+                # The library starts biases at 0, where a dropped one would not show.
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         return model.to(dtype).requires_grad_(False)
 
@@ -129,7 +129,11 @@ ARCHITECTURES = (
         "shared layers, factorised embeddings",
     ),
     Architecture(
-        "electra", "ElectraModel", "ElectraConfig", _without(_ENCODER, embedding_size=35), "projected embeddings"
+        "electra",
+        "ElectraModel",
+        "ElectraConfig",
+        _without(_ENCODER, embedding_size=35),
+        "projected embeddings",
     ),
     Architecture(
         "deberta-v2",
@@ -189,7 +193,9 @@ ARCHITECTURES = (
         _without(_DECODER, "num_key_value_heads", rotary_pct=0.4),
         "parallel residual, partial rotary",
     ),
-    Architecture("llama", "LlamaForCausalLM", "LlamaConfig", _DECODER, "rms norm, silu gate, grouped queries"),
+    Architecture(
+        "llama", "LlamaForCausalLM", "LlamaConfig", _DECODER, "rms norm, silu gate, grouped queries"
+    ),
     Architecture(
         "qwen2",
         "Qwen2ForCausalLM",
@@ -198,10 +204,18 @@ ARCHITECTURES = (
         "biases in attention, tied embeddings",
     ),
     Architecture(
-        "qwen3", "Qwen3ForCausalLM", "Qwen3Config", _without(_DECODER, head_dim=14), "norms of queries and keys"
+        "qwen3",
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        _without(_DECODER, head_dim=14),
+        "norms of queries and keys",
     ),
     Architecture(
-        "mistral", "MistralForCausalLM", "MistralConfig", _without(_DECODER, sliding_window=5), "sliding window"
+        "mistral",
+        "MistralForCausalLM",
+        "MistralConfig",
+        _without(_DECODER, sliding_window=5),
+        "sliding window",
     ),
     Architecture(
         "gemma2",
@@ -248,12 +262,21 @@ ARCHITECTURES = (
         "OPTForCausalLM",
         "OPTConfig",
         _without(
-            _DECODER, "num_key_value_heads", "intermediate_size", ffn_dim=118, word_embed_proj_dim=60, dropout=0.0
+            _DECODER,
+            "num_key_value_heads",
+            "intermediate_size",
+            ffn_dim=118,
+            word_embed_proj_dim=60,
+            dropout=0.0,
         ),
         "relu, learned positions from the mask",
     ),
     Architecture(
-        "olmo2", "Olmo2ForCausalLM", "Olmo2Config", _DECODER, "norms after attention, norms of queries and keys"
+        "olmo2",
+        "Olmo2ForCausalLM",
+        "Olmo2Config",
+        _DECODER,
+        "norms after attention, norms of queries and keys",
     ),
     Architecture(
         "t5",
