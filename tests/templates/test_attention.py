@@ -1,10 +1,13 @@
 """Attention: one row's bits whatever the batch, the padding, the other queries, the layout, the machine."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import hashlib
 import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -385,7 +388,7 @@ def test_instruction_sets_give_the_same_bits():
 
 # The Python function: stock's semantics.
 
-CALLS = {
+CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "four dims": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {}),
     "three dims": (((3, 5, 8), (3, 7, 8), (3, 7, 6)), {}),
     "two dims": (((5, 8), (7, 8), (7, 6)), {}),
@@ -404,7 +407,10 @@ CALLS = {
 }
 
 
-def call(name: str, dtype: torch.dtype, mask_dtype: torch.dtype | None = None):
+def call(
+    name: str, dtype: torch.dtype, mask_dtype: torch.dtype | None = None
+) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Inputs and options of one of CALLS."""
     shapes, options = CALLS[name]
     inputs = [torch.randn(shape).to(dtype) for shape in shapes]
     if "attn_mask" in options:
@@ -443,7 +449,7 @@ def test_gradients_are_those_of_stock(name):
         weight = torch.randn(out.shape).to(dtype)
         ours = torch.autograd.grad((out * weight).sum(), leaves)
         wide = [x.detach().double().requires_grad_() for x in leaves]
-        wide_options = {**options, "attn_mask": wide[3]} if len(wide) == 4 else options
+        wide_options: dict[str, Any] = {**options, "attn_mask": wide[3]} if len(wide) == 4 else options
         reference = F.scaled_dot_product_attention(*wide[:3], **wide_options)
         expected = torch.autograd.grad((reference * weight.double()).sum(), wide)
         for a, b in zip(ours, expected, strict=True):

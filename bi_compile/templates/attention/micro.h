@@ -115,61 +115,29 @@ inline void score_block(int rows, const A* q, int64_t q_stride, const A* packed,
 
 #if defined(BI_ISA_AVX512)
 
-// Scores of one query against G groups of sixteen keys, transposed in registers: with a single row, a packed copy
+// As score_block for one row, from keys whose elements lie side by side, transposed in registers: a packed copy
 // would be read but once. The chains are the same.
-template <class T, int G>
-BI_INLINE void score_groups(const float* q, const T* keys, int64_t stride, int count, int64_t size, float* scores,
-                            const Ahead& ahead, int touched) {
-  constexpr int step = 16 / sizeof(T), per_unit = 4 / sizeof(T);
-  const char* key[G][kLanes];
-  __m512 sum[G];
-  for (int g = 0; g < G; ++g) {
-    point_at_keys(keys + g * kLanes * stride, stride, std::min(kLanes, count - g * kLanes), key[g]);
-    sum[g] = _mm512_setzero_ps();
-  }
-  const int touches = static_cast<int>((G * kLanes * step + size - 1) / std::max<int64_t>(size, 1));
-  int64_t d = 0;
-  for (; d + step <= size; d += step) {
-    for (int i = 0; i < touches; ++i) ahead.touch(touched++);
-    __m512 unit[G][4];
-#pragma GCC unroll 2
-    for (int g = 0; g < G; ++g) transpose_16_keys(key[g], d * static_cast<int64_t>(sizeof(T)), unit[g]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 2
-      for (int g = 0; g < G; ++g) {
-        __m512 wide[per_unit];
-        widen_unit<T>(unit[g][i], wide);
-        for (int j = 0; j < per_unit; ++j)
-          sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(q[d + i * per_unit + j]), wide[j], sum[g]);
-      }
-    }
-  }
-  for (; d < size; ++d) {
-    for (int g = 0; g < G; ++g) {
-      float column[kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        T x;
-        std::memcpy(&x, key[g][j] + d * sizeof(T), sizeof(T));
-        column[j] = static_cast<float>(x);
-      }
-      sum[g] = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), _mm512_loadu_ps(column), sum[g]);
-    }
-  }
-  for (int g = 0; g < G; ++g) _mm512_storeu_ps(scores + g * kLanes, sum[g]);
-}
-
-// As score_block for one row, from keys whose elements lie side by side.
 template <class T>
 inline void score_one_query(const float* q, const T* keys, int64_t stride, int count, int64_t size, float* scores,
                             const Ahead& ahead) {
-  for (int first = 0; first < count; first += 2 * kLanes) {
-    const T* at = keys + first * stride;
-    if (count - first > kLanes) {
-      score_groups<T, 2>(q, at, stride, count - first, size, scores + first, ahead, first);
-    } else {
-      score_groups<T, 1>(q, at, stride, count - first, size, scores + first, ahead, first);
+  for (int first = 0; first < count; first += kLanes) {
+    const char* key[kLanes];
+    point_at_keys(keys + first * stride, stride, std::min(kLanes, count - first), key);
+    for (int j = 0; j < kLanes; ++j) ahead.touch(first + j);
+    __m512 sum = _mm512_setzero_ps();
+    const auto take_in = [&](int64_t d, __m512 x) { sum = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), x, sum); };
+    int64_t d = for_each_element<T, 4>(key, 0, size, take_in);
+    d = for_each_element<T, 1>(key, d, size, take_in);
+    for (; d < size; ++d) {
+      float column[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        T x;
+        std::memcpy(&x, key[j] + d * sizeof(T), sizeof(T));
+        column[j] = static_cast<float>(x);
+      }
+      take_in(d, _mm512_loadu_ps(column));
     }
+    _mm512_storeu_ps(scores + first, sum);
   }
 }
 

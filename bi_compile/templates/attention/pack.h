@@ -80,25 +80,34 @@ struct Ahead {
 
 #if defined(BI_ISA_AVX512)
 
-// Sixteen bytes at the same place of sixteen keys, transposed: unit[i] holds the i-th 4 bytes of each key.
-BI_INLINE void transpose_16_keys(const char* const (&key)[kLanes], int64_t offset, __m512 (&unit)[4]) {
-  __m512 quad[4];
+// 16 * S bytes at the same place of sixteen keys, transposed: unit[i] holds the i-th 4 bytes of each key. S of 4 is
+// a cache line, all of which is taken at once: keys often lie a power of two apart, where sixteen lines evict
+// each other.
+template <int S>
+BI_INLINE void transpose_16_keys(const char* const (&key)[kLanes], int64_t offset, __m512 (&unit)[4 * S]) {
+  __m512 quad[S][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const auto at = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(key[i] + offset)); };
-    __m512 z = _mm512_castps128_ps512(at(j));
-    z = _mm512_mask_broadcast_f32x4(z, 0x00f0, at(4 + j));
-    z = _mm512_mask_broadcast_f32x4(z, 0x0f00, at(8 + j));
-    quad[j] = _mm512_mask_broadcast_f32x4(z, 0xf000, at(12 + j));
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      const auto at = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(key[i] + offset + 16 * s)); };
+      __m512 z = _mm512_castps128_ps512(at(j));
+      z = _mm512_mask_broadcast_f32x4(z, 0x00f0, at(4 + j));
+      z = _mm512_mask_broadcast_f32x4(z, 0x0f00, at(8 + j));
+      quad[s][j] = _mm512_mask_broadcast_f32x4(z, 0xf000, at(12 + j));
+    }
   }
-  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[0], quad[1]));
-  const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[2], quad[3]));
-  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[0], quad[1]));
-  const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[2], quad[3]));
-  unit[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
-  unit[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
-  unit[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
-  unit[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) {
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[s][0], quad[s][1]));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[s][2], quad[s][3]));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[s][0], quad[s][1]));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[s][2], quad[s][3]));
+    unit[4 * s] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    unit[4 * s + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    unit[4 * s + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    unit[4 * s + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+  }
 }
 
 // A unit as fp32: itself, or for 2-byte elements those at d (even) and d+1 (odd).
@@ -114,6 +123,25 @@ BI_INLINE void widen_unit(__m512 unit, __m512 (&wide)[4 / sizeof(T)]) {
     wide[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
     wide[1] = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
   }
+}
+
+// Calls f(d, elements d of the sixteen keys) for d = from, from + 1, ... as far as whole steps of 16 * S bytes go;
+// returns the first d left out.
+template <class T, int S, class F>
+BI_INLINE int64_t for_each_element(const char* const (&key)[kLanes], int64_t from, int64_t size, F f) {
+  constexpr int step = 16 * S / sizeof(T), per_unit = 4 / sizeof(T);
+  int64_t d = from;
+  for (; d + step <= size; d += step) {
+    __m512 unit[4 * S];
+    transpose_16_keys<S>(key, d * static_cast<int64_t>(sizeof(T)), unit);
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * S; ++i) {
+      __m512 wide[per_unit];
+      widen_unit<T>(unit[i], wide);
+      for (int j = 0; j < per_unit; ++j) f(d + i * per_unit + j, wide[j]);
+    }
+  }
+  return d;
 }
 
 // Sixteen keys from `first`, of which `present` exist. An absent one reads the last present one: its score is
@@ -136,17 +164,8 @@ inline void pack_keys(const T* keys, int64_t stride, int64_t element, int count,
     if constexpr (sizeof(A) == 4) {
       const char* key[kLanes];
       point_at_keys(keys + first * stride, stride, present, key);
-      constexpr int step = 16 / sizeof(T), per_unit = 4 / sizeof(T);
-      for (; element == 1 && d + step <= size; d += step) {
-        __m512 unit[4];
-        transpose_16_keys(key, d * static_cast<int64_t>(sizeof(T)), unit);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          __m512 wide[per_unit];
-          widen_unit<T>(unit[i], wide);
-          for (int j = 0; j < per_unit; ++j) _mm512_storeu_ps(to + (d + i * per_unit + j) * kBlock + first, wide[j]);
-        }
-      }
+      const auto put = [&](int64_t at, __m512 x) { _mm512_storeu_ps(to + at * kBlock + first, x); };
+      if (element == 1) d = for_each_element<T, 1>(key, for_each_element<T, 4>(key, 0, size, put), size, put);
     }
 #endif
     for (; d < size; ++d) {
