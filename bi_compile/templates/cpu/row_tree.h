@@ -140,42 +140,61 @@ inline A reduce_chunk(int64_t begin, int64_t end, const Load& load_at) {
   return fold(lanes, [](const Vec<A>& a, const Vec<A>& b) { return Tree::combine(a, b); });
 }
 
-// The extremum of elements [begin, end) in the order that is fastest. rough() passes NaNs over and gives either
-// zero: NaNs are looked for beside it, and a zero is decided by a second walk, which is rare.
+// combine over elements [begin, end) in the order that is fastest; look(x, y) sees them too, two vectors at a time.
+// Four named vectors: the compiler would keep an array of them in memory.
+template <class Tree, class A, class Load, class Combine, class Look>
+__attribute__((always_inline)) inline A in_any_order(int64_t begin, int64_t end, const Load& load_at,
+                                                     const Combine& combine, const Look& look) {
+  constexpr int64_t width = kWidth<A>;
+  const Vec<A> identity(Tree::template identity<A>());
+  Vec<A> a = identity, b = identity, c = identity, d = identity;
+  int64_t i = begin;
+  for (; i + 4 * width <= end; i += 4 * width) {
+    const Vec<A> x = load_at(i, width), y = load_at(i + width, width);
+    const Vec<A> z = load_at(i + 2 * width, width), w = load_at(i + 3 * width, width);
+    a = combine(a, x);
+    b = combine(b, y);
+    c = combine(c, z);
+    d = combine(d, w);
+    look(x, y);
+    look(z, w);
+  }
+  for (; i < end; i += width) {
+    const int64_t count = std::min(width, end - i);
+    const Vec<A> x = with_identity<Tree>(load_at(i, count), count);
+    a = combine(a, x);
+    look(x, x);
+  }
+  return first(fold_halves<width / 2>(combine(combine(a, b), combine(c, d)), combine));
+}
+
+// The largest element: NaNs are passed over and the sign of a zero is arbitrary.
+template <class A, class Load>
+inline A largest(int64_t n, const Load& load_at) {
+  return in_any_order<Maximum, A>(
+      0, n, load_at, [](const Vec<A>& a, const Vec<A>& x) { return Maximum::rough(x, a); },
+      [](const Vec<A>&, const Vec<A>&) {});
+}
+
+// The extremum of elements [begin, end) by the exact combination. Apart, so that the fast walk below stays small.
+template <class Tree, class A, class Load>
+__attribute__((noinline)) A reduce_exactly(int64_t begin, int64_t end, const Load& load_at) {
+  return in_any_order<Tree, A>(
+      begin, end, load_at, [](const Vec<A>& a, const Vec<A>& x) { return Tree::combine(a, x); },
+      [](const Vec<A>&, const Vec<A>&) {});
+}
+
+// The same, fast: rough() passes NaNs over and gives either zero, so NaNs are looked for beside it, and a zero is
+// decided by a second walk, which is rare.
 template <class Tree, class A, class Load>
 inline A reduce_unordered(int64_t begin, int64_t end, const Load& load_at) {
-  constexpr int64_t vectors = 8;
   NaNs<A> nans;
-  const auto walk = [&](const auto& combine) __attribute__((always_inline)) {
-    Vec<A> best[vectors];
-    NaNs<A> met;
-#pragma GCC unroll 8
-    for (int64_t k = 0; k < vectors; ++k) best[k] = Vec<A>(Tree::template identity<A>());
-    int64_t i = begin;
-    for (; i + vectors * kWidth<A> <= end; i += vectors * kWidth<A>) {
-#pragma GCC unroll 4
-      for (int64_t k = 0; k < vectors; k += 2) {
-        const Vec<A> x = load_at(i + k * kWidth<A>, kWidth<A>);
-        const Vec<A> y = load_at(i + (k + 1) * kWidth<A>, kWidth<A>);
-        best[k] = combine(best[k], x);
-        best[k + 1] = combine(best[k + 1], y);
-        met.meet(x, y);
-      }
-    }
-    for (; i < end; i += kWidth<A>) {
-      const int64_t count = std::min(kWidth<A>, end - i);
-      const Vec<A> x = with_identity<Tree>(load_at(i, count), count);
-      best[0] = combine(best[0], x);
-      met.meet(x, x);
-    }
-    nans = met;
-    return fold(best, combine);
-  };
   // The new element comes first: rough() then keeps what it has where that is a NaN.
-  const A result = walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::rough(x, a); });
+  const A result = in_any_order<Tree, A>(
+      begin, end, load_at, [](const Vec<A>& a, const Vec<A>& x) { return Tree::rough(x, a); },
+      [&](const Vec<A>& x, const Vec<A>& y) { nans.meet(x, y); });
   if (nans.any()) return kNaN<A>;
-  if (result != 0) return result;
-  return walk([](const Vec<A>& a, const Vec<A>& x) { return Tree::combine(a, x); });
+  return result != 0 ? result : reduce_exactly<Tree, A>(begin, end, load_at);
 }
 
 // Elements [begin, end), begin a multiple of kChunk: as a part of a longer row it is a subtree.
@@ -201,27 +220,6 @@ inline A reduce_row(int64_t n, const Span& span) {
   Counter<Tree, A> spans;
   for (const A part : parts) spans.push(part);
   return spans.total();
-}
-
-// The largest element, in any order: NaNs are passed over and the sign of a zero is arbitrary.
-template <class A, class Load>
-inline A largest(int64_t n, const Load& load_at) {
-  constexpr int64_t vectors = 8;
-  Vec<A> most[vectors];
-#pragma GCC unroll 8
-  for (int64_t k = 0; k < vectors; ++k) most[k] = Vec<A>(-kInfinity<A>);
-  int64_t i = 0;
-  for (; i + vectors * kWidth<A> <= n; i += vectors * kWidth<A>) {
-#pragma GCC unroll 8
-    for (int64_t k = 0; k < vectors; ++k) {
-      most[k] = at::vec::clamp_min(most[k], load_at(i + k * kWidth<A>, kWidth<A>));
-    }
-  }
-  for (; i < n; i += kWidth<A>) {
-    const int64_t count = std::min(kWidth<A>, n - i);
-    most[0] = at::vec::clamp_min(most[0], with_identity<Maximum>(load_at(i, count), count));
-  }
-  return fold(most, [](const Vec<A>& a, const Vec<A>& b) { return at::vec::clamp_min(a, b); });
 }
 
 // Vectors that go through one recipe together: a row's result in every lane of one vector, or one result for each
