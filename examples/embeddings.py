@@ -211,7 +211,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 7, 20, 64])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 9, 64])
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch chooses")
     parser.add_argument("--quick", action="store_true", help="40 sentences in batches of 2, 7 and 16")
