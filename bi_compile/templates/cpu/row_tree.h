@@ -150,8 +150,8 @@ __attribute__((always_inline)) inline A in_any_order(int64_t begin, int64_t end,
   Vec<A> a = identity, b = identity, c = identity, d = identity;
   int64_t i = begin;
   for (; i + 4 * width <= end; i += 4 * width) {
-    const Vec<A> x = load_at(i, width), y = load_at(i + width, width);
-    const Vec<A> z = load_at(i + 2 * width, width), w = load_at(i + 3 * width, width);
+    const Vec<A> x = in_register(load_at(i, width)), y = in_register(load_at(i + width, width));
+    const Vec<A> z = in_register(load_at(i + 2 * width, width)), w = in_register(load_at(i + 3 * width, width));
     a = combine(a, x);
     b = combine(b, y);
     c = combine(c, z);

@@ -141,6 +141,15 @@ inline Vec<A> divide(const Vec<A>& x, const Vec<A>& y, const Vec<A>& reciprocal)
   return x / y;
 }
 
+// x, read from memory once: the compiler would make it a memory operand of each instruction that uses it.
+template <class A>
+inline Vec<A> in_register(Vec<A> x) {
+#if defined(BI_ISA_AVX512)
+  asm("" : "+v"(x.values));
+#endif
+  return x;
+}
+
 // The first element.
 template <class A>
 inline A first(const Vec<A>& x) {
