@@ -38,7 +38,8 @@ def eager(*, on_unsupported: str = "error") -> Iterator[None]:
 
 class _WholeOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return CAPTURED.get(func, func)(*args, **(kwargs or {}))
+        target: Any = CAPTURED.get(func, func)
+        return target(*args, **(kwargs or {}))
 
 
 class _CanonicalOps(TorchDispatchMode):

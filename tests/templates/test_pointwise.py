@@ -1,4 +1,4 @@
-"""Pointwise functions: an element's bits depend on its own value alone, not on its place or its neighbours."""
+"""Pointwise functions: an element's bits depend on its own value, not on its place or its neighbours."""
 
 import pytest
 import torch

@@ -65,7 +65,8 @@ def _digest(family: str, command: list[str]) -> str:
 
 def _cache_directory() -> Path:
     chosen = os.environ.get("BI_COMPILE_CACHE_DIR")
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bi_compile"
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bi_compile"
+    base = Path(chosen) if chosen else default
     try:
         base.mkdir(parents=True, exist_ok=True)
         if not os.access(base, os.W_OK):
