@@ -12,7 +12,7 @@ import torch
 
 from bi_compile import report
 from bi_compile.testing import BatchVarianceError, Pad, assert_batch_invariant
-from tests.architectures.zoo import ARCHITECTURES, LENGTH, Architecture
+from tests.architectures.zoo import ARCHITECTURES, LENGTH, REFUSED, Architecture
 
 BACKEND = "batch_invariant"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,15 +46,14 @@ def test_invariant_over_batch_and_padding(architecture: Architecture, dtype: str
 
         same_length = assert_batch_invariant(compiled, *inputs, trials=1, seed=1)
         assert same_length.rows >= sum(same_length.sizes)
-        if architecture.kind != "image":
-            padded = assert_batch_invariant(
-                compiled,
-                *inputs,
-                padding=Pad(lengths=LENGTHS, dim=(1, 1, None)[: len(inputs)], fill=(0, 0, 0)[: len(inputs)]),
-                sizes=(1, 3, 8),
-                seed=2,
-            )
-            assert padded.rows >= sum(padded.sizes)
+        padded = assert_batch_invariant(
+            compiled,
+            *inputs,
+            padding=Pad(lengths=LENGTHS, dim=(1, 1, None)[: len(inputs)]),
+            sizes=(1, 3, 8),
+            seed=2,
+        )
+        assert padded.rows >= sum(padded.sizes)
 
     _assert_nothing_fell_back(compiled_graphs)
     _assert_accurate(compiled, stock, exact, inputs)
@@ -72,6 +71,16 @@ def _assert_accurate(compiled, stock, exact, inputs) -> None:
         ours = (compiled(*inputs)[name].double() - wanted).square().mean().sqrt()
         theirs = (stock(*inputs)[name].double() - wanted).square().mean().sqrt()
         assert ours <= 1.5 * theirs, f"{name}: error {ours:.3g}, stock {theirs:.3g}"
+
+
+@torch.inference_mode()
+def test_a_vision_transformer_is_refused_by_name():
+    model = REFUSED.build(torch.float32)
+    inputs = REFUSED.samples(2, torch.float32).values()
+    with pytest.raises(
+        Exception, match=r"UnsupportedOpError: aten.convolution.default has no batch-invariant"
+    ):
+        torch.compile(REFUSED.call(model), backend=BACKEND)(*inputs)
 
 
 @torch.inference_mode()
