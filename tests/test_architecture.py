@@ -122,3 +122,13 @@ def test_the_guard_can_fail(tmp_path):
 def test_files_hold_one_idea():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_every_pass_has_a_test_of_its_name():
+    here = Path(__file__).parent
+    for path in sorted((ROOT / "passes").glob("*.py")):
+        if path.stem not in ("__init__", "rewrite"):
+            assert (here / "passes" / f"test_{path.stem}.py").exists(), path.stem
+    for path in sorted((ROOT / "templates").iterdir()):
+        if (path / "contract.py").exists():
+            assert (here / "templates" / f"test_{path.stem}.py").exists(), path.stem

@@ -1,0 +1,45 @@
+"""What the tests of the passes share: a call, the canonical ops it becomes, and what they must compute."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+import bi_compile
+from bi_compile.pipeline import decompositions
+from tests.bits import assert_same_bits
+
+Call = Callable[..., Any]
+
+
+def traced(fn: Call, *inputs: torch.Tensor) -> torch.fx.GraphModule:
+    """`fn` as ATen ops, rewritten by the table that compiled graphs use."""
+    return make_fx(fn, decomposition_table=decompositions(), tracing_mode="fake")(*inputs)
+
+
+def op_names(graph: torch.fx.GraphModule) -> set[str]:
+    return {str(n.target).removesuffix(".default") for n in graph.graph.nodes if n.op == "call_function"}
+
+
+def check_rewritten(fn: Call, inputs: tuple[torch.Tensor, ...], ops: set[str]) -> None:
+    """The traced call holds `ops`; eager mode gives the bits of the traced graph, close to float64."""
+    graph = traced(fn, *inputs)
+    assert ops <= op_names(graph), op_names(graph)
+    with bi_compile.eager():
+        outputs = tree_leaves(fn(*inputs))
+        for got, want in zip(outputs, tree_leaves(graph(*inputs)), strict=True):
+            assert_same_bits(got, want)
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    for got, exact in zip(outputs, tree_leaves(fn(*wide)), strict=True):
+        torch.testing.assert_close(got.double(), exact.double(), rtol=1e-4, atol=1e-5)
+
+
+def check_left_alone(fn: Call, inputs: tuple[torch.Tensor, ...]) -> None:
+    """No canonical op is put in, and the result is the stock one."""
+    assert not any(name.startswith("bi_compile") for name in op_names(traced(fn, *inputs)))
+    with bi_compile.eager():
+        outputs = tree_leaves(fn(*inputs))
+    for got, want in zip(outputs, tree_leaves(fn(*inputs)), strict=True):
+        assert torch.equal(got, want)
