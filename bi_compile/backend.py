@@ -29,6 +29,7 @@ def batch_invariant(
     """
     parsed = Options.parse(options)
     inductor.refuse_foreign_devices(example_inputs)
+    inductor.require_compiler()
     inductor.watch_recompile_limit()
     inductor.make_batch_dynamic(module)
     record_compilation()

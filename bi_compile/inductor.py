@@ -17,9 +17,13 @@ from bi_compile.templates.pointwise.functions import expressions
 
 
 def best_isa() -> str:
-    """The instruction set Inductor's own kernels use on this machine: "avx512", "avx2" or "portable"."""
+    """The instruction set Inductor's own kernels use on this machine: "avx512", "avx2" or "portable".
+
+    Raises CompilerNotFoundError: Inductor tries the instructions out with the compiler.
+    """
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
+    require_compiler()
     name = str(pick_vec_isa())
     for known in ("avx512", "avx2"):
         if name.startswith(known):
@@ -42,15 +46,10 @@ def cpp_command(source: Path, *, flags: list[str], isa: str) -> list[str]:
 
     Raises CompilerNotFoundError.
     """
-    from torch._inductor import exc
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
 
-    try:
-        options = CppTorchOptions(include_pytorch=True)
-    except (exc.InvalidCxxCompiler, RuntimeError, FileNotFoundError) as error:
-        from torch._inductor import config
-
-        raise CompilerNotFoundError(str(config.cpp.cxx)) from error
+    require_compiler()
+    options = CppTorchOptions(include_pytorch=True)
     builder = CppBuilder(name="kernels", sources=[str(source)], BuildOption=options, output_dir="/")
     command = shlex.split(builder.get_command_line())
     at = command.index("-o")
@@ -61,6 +60,18 @@ def cpp_command(source: Path, *, flags: list[str], isa: str) -> list[str]:
     # -march=native would let the compiler use more than the chosen instruction set; ours are explicit.
     command = [word for word in command if word != "-march=native"]
     return [*command, *_ISA_FLAGS[isa].split(), *flags]
+
+
+def require_compiler() -> None:
+    """Raise CompilerNotFoundError unless torch's toolchain finds a C++ compiler."""
+    from torch._inductor import config, exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError):
+        searched = ", ".join(str(name) for name in config.cpp.cxx if name)
+        raise CompilerNotFoundError(searched) from None
 
 
 _PINNED = {
