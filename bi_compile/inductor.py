@@ -80,18 +80,18 @@ _PINNED = {
     # A fused multiply-add rounds once where two ops round twice.
     "cpp.enable_floating_point_contract_flag": "off",
     "cpp.enable_unsafe_math_opt_flag": False,
+    # It folds x * 0 to 0, also where x is NaN or infinite.
+    "joint_graph_constant_folding": False,
 }
 """Settings every compilation runs under."""
 
 _BEFORE_2_13 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
-if _BEFORE_2_13:
-    # There the host folds x * 0 to 0, also where x is NaN.
-    _PINNED["joint_graph_constant_folding"] = False
 
 _REFUSED = {
     "emulate_precision_casts": "fused kernels would round where unfused ones do not",
     "cpp.enable_floating_point_contract_flag": "fused kernels would round where unfused ones do not",
     "cpp.enable_unsafe_math_opt_flag": "the C++ compiler would be free to reorder sums",
+    "joint_graph_constant_folding": "x * 0 would be 0 where x is NaN",
     "cpp.simdlen": "graphs compiled for another vector length use another vector math",
     "post_grad_custom_post_pass": "the check of the final graph runs in its place",
     "use_fast_math": "functions would be approximated differently in different kernels",

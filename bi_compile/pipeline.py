@@ -55,8 +55,10 @@ def _or_stock(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[
 
 @cache
 def canonical() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
-    """Our rewrites alone: op -> build."""
-    return {rewrite.op: rewrite.build for family in PIPELINE for rewrite in family.REWRITES}
+    """Our rewrites alone, and what must reach the final check whole: op -> build."""
+    kept = normalization.KEPT_WHOLE
+    rewrites = [*kept, *(rewrite for family in PIPELINE for rewrite in family.REWRITES)]
+    return {rewrite.op: rewrite.build for rewrite in rewrites}
 
 
 @cache

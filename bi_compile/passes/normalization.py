@@ -88,4 +88,5 @@ def _normalise(
     return y.to(x.dtype), empty, empty.clone()
 
 
-REWRITES = (*_layer_norm, *_rms_norm, *_group_norm, *_batch_norm_eval, *_batch_norm)
+REWRITES = (*_layer_norm, *_rms_norm, *_group_norm, *_batch_norm_eval)
+KEPT_WHOLE = _batch_norm
