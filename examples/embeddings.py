@@ -3,16 +3,14 @@
     python examples/embeddings.py            # or: make demo
     python examples/embeddings.py --quick    # 40 sentences, three batch sizes
 
-Four arms: stock eager PyTorch, the same with MKL's strict reproducibility switched on, stock Inductor, and
-bi_compile. Three ways of padding. Writes a table to the terminal, out/embeddings.png and out/embeddings.json.
+Four arms: stock eager PyTorch, the same under MKL_CBWR=AVX512,STRICT, stock Inductor, and bi_compile. Three
+ways of padding. Writes a table to the terminal, out/embeddings.png and out/embeddings.json.
 Exit status 1 when a bit of an embedding by bi_compile changes.
 """
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sentences import english_sentences
+from strict_mkl import strict_mkl
 
 ARMS = {
     "eager": "stock eager",
-    "mkl": "stock eager, MKL_CBWR=AVX512,STRICT",
+    "mkl": "stock eager, strict MKL",
     "inductor": "stock Inductor",
     "ours": "bi_compile",
 }
@@ -43,28 +42,27 @@ def main() -> int:
     # A machine's shapes are many here; stock Inductor shall not be moved to eager for it.
     torch._dynamo.config.recompile_limit = 64
     tokens = tokenize(english_sentences(args.sentences))
-    if args.worker:
-        return _work(args, tokens)
 
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(
         f"{len(tokens)} sentences of {min(map(len, tokens))} to {max(map(len, tokens))} tokens, "
         f"batches of {', '.join(map(str, args.batch_sizes))}; {machine()}"
     )
-    with _progress(console) as progress, torch.inference_mode():
-        here = [arm for arm in args.arms if arm != "mkl"]
-        total = calls(len(here), tokens, args.batch_sizes, list(MODES))
+    with (
+        _progress(console) as progress,
+        strict_mkl(enabled="mkl" in args.arms) as strict,
+        torch.inference_mode(),
+    ):
+        total = calls(len(args.arms), tokens, args.batch_sizes, list(MODES))
         task = progress.add_task("compiling", total=total)
         measured = measure(
-            {arm: _embed_with(arm) for arm in here},
+            {arm: strict if arm == "mkl" else _embed_with(arm) for arm in args.arms},
             tokens,
             sizes=args.batch_sizes,
             modes=list(MODES),
             tick=_ticker(console, progress, task),
         )
-        results = {mode: {arm: m.result for arm, m in by_arm.items()} for mode, by_arm in measured.items()}
-        if "mkl" in args.arms:
-            _add_mkl(args, results, progress, calls(1, tokens, args.batch_sizes, list(MODES)))
+    results = {mode: {arm: m.result for arm, m in by_arm.items()} for mode, by_arm in measured.items()}
 
     _write(args.out, results, tokens, args)
     console.print(_table(results, args.arms, len(tokens)))
@@ -99,49 +97,15 @@ def _verdict(console: Console, measured: dict, results: dict[str, dict[str, Resu
     return 0 if good else 1
 
 
-def _work(args: argparse.Namespace, tokens: list[list[int]]) -> int:
-    """The subprocess whose environment was set before MKL was loaded: stock eager, results as JSON."""
-    with torch.inference_mode():
-        measured = measure(
-            {"eager": load_embedder()},
-            tokens,
-            sizes=args.batch_sizes,
-            modes=list(MODES),
-            tick=lambda mode, arm: print("tick", mode, flush=True),
-        )
-    print(json.dumps({mode: by_arm["eager"].result.as_dict() for mode, by_arm in measured.items()}))
-    return 0
-
-
-def _add_mkl(args: argparse.Namespace, results: dict, progress: Progress, total: int) -> None:
-    task = progress.add_task("mkl", total=total)
-    command = [sys.executable, __file__, "--worker", "--sentences", str(args.sentences)]
-    command += ["--threads", str(torch.get_num_threads()), "--batch-sizes", *map(str, args.batch_sizes)]
-    environment = {**os.environ, "MKL_CBWR": "AVX512,STRICT"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
-        last = ""
-        tick = _ticker(progress.console, progress, task)
-        for last in worker.stdout or ():
-            if last.startswith("tick"):
-                tick(last.split()[1], "mkl")
-    if worker.returncode:
-        raise SystemExit(f"the MKL arm ended with status {worker.returncode}")
-    for mode, values in json.loads(last).items():
-        result = Result(**values)
-        if "inductor" in results[mode]:
-            result.ratio = result.seconds / results[mode]["inductor"].seconds
-            result.ratio_alone = result.seconds_alone / results[mode]["inductor"].seconds_alone
-        results[mode]["mkl"] = result
-
-
 def _table(results: dict[str, dict[str, Result]], arms: list[str], count: int) -> Table:
     table = Table(title=f"MiniLM, {count} sentences: alone against in a batch")
     table.add_column("padded", no_wrap=True)
     table.add_column("arm", no_wrap=True)
+    # Short headings: the table shall fit a narrow terminal.
     for heading in ("embeddings\nchanged", "nearest\nchanged", "rankings\nchanged", "largest\ndifference"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("ms each\nbatched", "x Inductor\nbatched", "x Inductor\nalone"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for mode, title in MODES.items():
         for arm in arms:
             r = results[mode][arm]
@@ -216,7 +180,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch chooses")
     parser.add_argument("--quick", action="store_true", help="40 sentences in batches of 2, 7 and 16")
     parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.sentences, args.batch_sizes = 40, [2, 7, 16]

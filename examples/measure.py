@@ -132,7 +132,7 @@ def _embed_all(arms, tokens, groups, mode, tick) -> tuple[dict[str, torch.Tensor
     for turn, group in enumerate(groups):
         members = [tokens[i] for i in group]
         inputs = padded(members, length_for(members, mode))
-        for arm in _rotated(list(arms), turn):
+        for arm in random.Random(turn).sample(list(arms), len(arms)):
             start = time.perf_counter()
             output = arms[arm](*inputs)
             seconds[arm].append((time.perf_counter() - start) / len(group))
@@ -159,11 +159,6 @@ def _ranking(vectors: torch.Tensor) -> torch.Tensor:
 
 def _median_ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= len(names)
-    return names[by:] + names[:by]
 
 
 def _bucket(length: int) -> int:
