@@ -62,6 +62,15 @@ def _sub(a: Any, b: Any, alpha: Any = 1) -> Any:
     return (_wide(a) - _wide(b) * alpha).to(torch.result_type(a, b))
 
 
+@rewrite(aten.rsub.Tensor, aten.rsub.Scalar)
+def _rsub(a: Tensor, b: Any, alpha: Any = 1) -> Any:
+    if not torch.result_type(a, b).is_floating_point:
+        return NotImplemented
+    taken = _wide(a) if alpha == 1 else _wide(a) * alpha
+    # `b - taken` with a number b would be this op again; adding the negated value rounds the same.
+    return (-taken + _wide(b)).to(torch.result_type(a, b))
+
+
 def _wide_tensors(a: Any, b: Any) -> tuple[torch.dtype, Tensor, Tensor]:
     """The result dtype of a binary op and both operands in the dtype it computes in."""
     dtype = torch.result_type(a, b)
@@ -229,7 +238,7 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 
 REWRITES = (
-    *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_remainder, *_addcmul, *_addcdiv,
-    *_lerp, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max,
-    *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
+    *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
+    *_addcmul, *_addcdiv, *_lerp, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp,
+    *_clamp_min, *_clamp_max, *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip
