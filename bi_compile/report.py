@@ -9,6 +9,9 @@ from typing import Any
 
 CANONICAL = "canonical"
 ORDER_FREE = "order-free"
+ISOLATED = "isolated"
+MIXES = "mixes the batch"
+UNKNOWN = "unknown"
 LEFT_ALONE = "left alone"
 
 
@@ -17,14 +20,27 @@ class Verdict:
     """One op of a final graph.
 
     op: its name, such as "bi_compile.mm" or "aten.add.Tensor".
-    kind: CANONICAL (a template with one summation tree), ORDER_FREE (its definition fixes the result) or
-        LEFT_ALONE (unsupported, kept as stock PyTorch has it because the options said so).
+    kind: CANONICAL (a template with one summation tree), ORDER_FREE (its definition fixes the result),
+        ISOLATED (run sample by sample), MIXES (its result for one sample depends on the others), UNKNOWN
+        (nobody can say how the batch passes through it) or LEFT_ALONE (unsupported, kept as stock PyTorch
+        has it because the options said so).
     where: the user's line, if known.
+    node: its name in the graph, such as "mul_3"; inputs: the names of the nodes it reads.
+    value: its result with the batch written as B, such as "f32[B, 12, 64]"; a merged dim reads "B*12".
+    batched: whether the result holds data of single samples. False for what only parameters determine.
+    reason: why it mixes, is unknown or was left alone; None for the rest.
+    path: names of nodes from an input of the graph to this one, for MIXES and UNKNOWN.
     """
 
     op: str
     kind: str
     where: str | None = None
+    node: str = ""
+    inputs: tuple[str, ...] = ()
+    value: str = ""
+    batched: bool = True
+    reason: str | None = None
+    path: tuple[str, ...] = ()
 
 
 @dataclass
