@@ -11,7 +11,7 @@ from bi_compile.debug import Dump
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.pipeline import decompositions, fingerprint
-from bi_compile.report import record_compilation, record_graph
+from bi_compile.report import Graph, record_compilation, record_graph
 from bi_compile.verify import verify
 
 
@@ -54,4 +54,4 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
     dump.graph("final", graph)
     verdicts = verify(graph, options.on_unsupported)
     dump.verdicts("verdicts", verdicts)
-    record_graph(verdicts)
+    record_graph(Graph(verdicts))

@@ -43,20 +43,60 @@ class Verdict:
     path: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Break:
+    """A place where Dynamo ended a graph: until the next one, stock PyTorch runs.
+
+    reason: in Dynamo's words, one line. where: the user's line, if known.
+    """
+
+    reason: str
+    where: str | None = None
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A way by which the host computes something without this backend having a say in it.
+
+    kind: such as "recompile limit", "skipped frame", "suppressed error" or "disabled pass".
+    reason: what happened, one line that stands alone. where: the user's line or function, if known.
+    """
+
+    kind: str
+    reason: str
+    where: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One final graph, forward or backward.
+
+    verdicts: of its ops, in order. inputs: name -> value of what enters it, such as "f32[B, 64]", and
+    outputs: the names of the nodes it returns, both in order.
+    """
+
+    verdicts: list[Verdict]
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+
+
 @dataclass
 class Report:
     """The graphs compiled while the report was open.
 
-    graphs: a list of verdicts for each final graph, forward and backward. A graph that came from Inductor's
-        cache was verified when it was stored and is not listed again; `cached` counts those.
+    graphs: each final graph, forward and backward. A graph that came from Inductor's cache was verified
+        when it was stored and is not listed again; `cached` counts those.
+    breaks: where graphs ended before the function did. leaks: what else the host computed by itself.
     """
 
-    graphs: list[list[Verdict]] = field(default_factory=list)
+    graphs: list[Graph] = field(default_factory=list)
     compilations: int = 0
+    breaks: list[Break] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
 
     @property
     def verdicts(self) -> list[Verdict]:
-        return [verdict for graph in self.graphs for verdict in graph]
+        return [verdict for graph in self.graphs for verdict in graph.verdicts]
 
     @property
     def left_alone(self) -> list[Verdict]:
@@ -121,7 +161,21 @@ def record_compilation() -> None:
         report.compilations += 1
 
 
-def record_graph(verdicts: list[Verdict]) -> None:
+def record_graph(graph: Graph) -> None:
     """A final graph has been verified."""
     for report in _open:
-        report.graphs.append(verdicts)
+        report.graphs.append(graph)
+
+
+def record_break(found: Break) -> None:
+    """A graph ended before the function did; the same one is listed once."""
+    for report in _open:
+        if found not in report.breaks:
+            report.breaks.append(found)
+
+
+def record_leak(found: Leak) -> None:
+    """The host computed something by itself; the same one is listed once."""
+    for report in _open:
+        if found not in report.leaks:
+            report.leaks.append(found)
