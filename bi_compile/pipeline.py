@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from bi_compile import inductor
-from bi_compile.passes import contraction, normalization, pointwise, reduction, scatter, softmax
+from bi_compile.passes import contraction, normalization, pointwise, reduction, scan, scatter, softmax
 
 PIPELINE = (
     contraction,  # the products first: other decompositions end in them
     normalization,  # whole norms before the sums they are made of
     softmax,  # likewise
     reduction,  # what is left of sums, maxima and variances
+    scan,  # running sums and products
     scatter,  # additions into rows by index
     pointwise,  # one rounding for ops that hosts contract or choose formulas for
 )

@@ -35,11 +35,13 @@ DATA_MOVEMENT = frozenset(
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter
     split_copy unbind_copy permute_copy expand_copy bucketize searchsorted one_hot masked_scatter
+    cummax cummin
     """.split()
 )
 """Ops that copy elements or look at where they are, without arithmetic on floating values.
 
-`scatter` is here because its duplicates are undefined by PyTorch itself; `scatter_add` is not.
+`scatter` is here because its duplicates are undefined by PyTorch itself; `scatter_add` is not. `cummax` and
+`cummin` compare in index order and keep the last of equals.
 """
 
 CREATION = frozenset(
@@ -57,7 +59,7 @@ ORDER_FREE_REDUCTIONS = frozenset("any all any_dim all_dims count_nonzero".split
 
 EXACT_FOR_INTEGERS = frozenset(
     """
-    sum prod amax amin max min argmax argmin aminmax cumsum cumprod cummax cummin mm bmm addmm baddbmm mv dot
+    sum prod amax amin max min argmax argmin aminmax cumsum cumprod mm bmm addmm baddbmm mv dot
     pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin sort topk bincount histc
     unique_dim _unique2 unique_consecutive scatter_add index_add index_put scatter_reduce floor_divide fmod
     """.split()
