@@ -1,6 +1,7 @@
 """Prints one digest of the bits of contractions for each dtype: run once for each instruction set."""
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -11,8 +12,8 @@ SCALES = [1.0, 2.0**-66]  # the second makes products subnormal
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def digest(dtype: torch.dtype) -> str:
-    bi = torch.ops.bi_compile
+def digest(dtype: torch.dtype, ops: Any = torch.ops.bi_compile) -> str:
+    """ops: a namespace of `mm`, `linear` and `addmm`."""
     generator = torch.Generator().manual_seed(3)
     found = hashlib.sha256()
     for m, k, n in SHAPES:
@@ -21,7 +22,7 @@ def digest(dtype: torch.dtype) -> str:
                 order_sensitive(*shape, dtype=dtype, generator=generator) * scale
                 for shape in ((m, k), (k, n), (n, k), (n,))
             )
-            for out in (bi.mm(a, b), bi.linear(a, w, bias), bi.addmm(bias, a, b, beta=0.7, alpha=-1.3)):
+            for out in (ops.mm(a, b), ops.linear(a, w, bias), ops.addmm(bias, a, b, beta=0.7, alpha=-1.3)):
                 found.update(as_integers(out).numpy().tobytes())
     return found.hexdigest()[:16]
 

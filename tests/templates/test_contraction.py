@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bi_compile import numerics
 from bi_compile.errors import UnsupportedDtypeError
 from bi_compile.templates import contraction
 from bi_compile.templates.contraction import oracle
@@ -27,8 +28,8 @@ GOLDEN = {
     torch.float32: "26173039d91dc89a",
     torch.float64: "ba922462022dcbec",
     torch.float16: "28f994ed7266a16e",
-    torch.bfloat16: "20fd4d21f67b88ed",
 }
+GOLDEN_BF16 = {"tiles": "210790d4c2b39f5d", "pairs": "20fd4d21f67b88ed"}
 """Bits that users rely on: a change here needs a CHANGELOG entry."""
 
 
@@ -50,7 +51,7 @@ def test_equals_the_oracle(dtype, m, k, n, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("m", [1, 2, 8, 9, 30])
+@pytest.mark.parametrize("m", [1, 2, 8, 9, 30, 70])
 def test_wide_products_equal_the_oracle(dtype, m):
     a, b = data(m, 600, dtype=dtype), data(600, 300, dtype=dtype, seed=1)
     expected = oracle.mm(a, b)
@@ -90,27 +91,49 @@ def test_the_oracle_rounds_fused_multiply_adds_once(single):
     assert_same_bits(found, torch.tensor(expected, dtype=dtype), "fma")
 
 
+def golden(order: str) -> dict[torch.dtype, str]:
+    return {**GOLDEN, torch.bfloat16: GOLDEN_BF16[order]}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_golden_bits(dtype):
-    assert contraction_digest.digest(dtype) == GOLDEN[dtype]
+    assert contraction_digest.digest(dtype) == golden(contraction.bf16_order())[dtype]
+
+
+@pytest.mark.parametrize("order", numerics.BF16_ORDERS)
+def test_golden_bits_of_either_bf16_order_are_the_oracle_s(order, monkeypatch):
+    monkeypatch.setattr(oracle, "bf16_order", lambda: order)
+    assert contraction_digest.digest(torch.bfloat16, oracle) == GOLDEN_BF16[order]
+
+
+def test_a_bf16_order_without_a_meaning_is_refused():
+    script = "from bi_compile.templates import contraction; contraction.bf16_order()"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "BI_COMPILE_BF16_ORDER": "tile"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert 'BI_COMPILE_BF16_ORDER is "tile"; it may be "tiles" or "pairs"' in run.stderr
 
 
 def test_every_instruction_set_has_the_same_bits():
     supported = {"AVX512": ["avx512", "avx2", "portable"], "AVX2": ["avx2", "portable"]}
     sets = supported.get(torch.backends.cpu.get_cpu_capability(), ["portable"])
-    environments = [{"BI_COMPILE_ISA": name} for name in sets] + [{"BI_COMPILE_NO_VDPBF16PS": "1"}]
-    expected = [f"{dtype} {value}" for dtype, value in GOLDEN.items()]
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.templates.contraction_digest"],
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for environment in environments
-    ]
-    for environment, run in zip(environments, runs, strict=True):
-        assert run.communicate()[0].splitlines() == expected, environment
+    forms = [{"BI_COMPILE_ISA": name} for name in sets] + [{"BI_COMPILE_NO_BF16_INSTRUCTIONS": "1"}]
+    for order in numerics.BF16_ORDERS:
+        runs = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.templates.contraction_digest"],
+                env={**os.environ, **form, "BI_COMPILE_BF16_ORDER": order},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for form in forms
+        ]
+        expected = [f"{dtype} {value}" for dtype, value in golden(order).items()]
+        for form, run in zip(forms, runs, strict=True):
+            assert run.communicate()[0].splitlines() == expected, (order, form)
 
 
 # Invariance
@@ -240,7 +263,9 @@ def test_as_near_to_the_truth_as_stock(dtype, shape):
         return float(np.abs(found.double().numpy() - truth).max() / np.abs(truth).max())
 
     ours, stock = error(bi.linear(a, w, bias)), error(torch.nn.functional.linear(a, w, bias))
-    assert ours <= 1.5 * stock + torch.finfo(dtype).eps / 4
+    # Stock sums short rows in several parts on some machines, which is nearer to the truth than one chain.
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    assert ours <= 1.5 * stock + 2 * torch.finfo(computed).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,5 +1,5 @@
 """Products of matrices with one order of summation."""
 
-from bi_compile.templates.contraction.contract import addmm, baddbmm, bmm, linear, mm
+from bi_compile.templates.contraction.contract import addmm, baddbmm, bf16_order, bmm, linear, mm
 
-__all__ = ["addmm", "baddbmm", "bmm", "linear", "mm"]
+__all__ = ["addmm", "baddbmm", "bf16_order", "bmm", "linear", "mm"]

@@ -17,13 +17,22 @@ The tree of one output element, whatever M, N, B, strides, threads and instructi
        index order from +0: sum = step(sum, a[k], b[k]).
        fp32, fp64: step is one fused multiply-add, fma(a, b, sum), rounded to nearest even, subnormals kept.
        fp16: the same in fp32 on the widened elements.
-       bf16: elements come in pairs (2i, 2i + 1), a missing last one is 0, and the odd element is added
-       before the even one: sum = step(step(sum, a[2i+1], b[2i+1]), a[2i], b[2i]). step is an fp32 fma rounded
-       to nearest even in which subnormal operands count as zero and a subnormal result becomes zero, both
-       keeping their sign; a result is subnormal if it is below 2**-126 after rounding to 24 bits with an
-       exponent without limits. This is the instruction VDPBF16PS, which AVX-512 machines with bf16 have, and
-       FMA on x86 with FTZ and DAZ set (compared on AMD Zen 4 and an Intel Xeon with AMX, on 8 million random,
-       cancelling, subnormal and non-finite steps: equal); machines with neither follow it in software.
+       bf16: step is an fp32 fma rounded to nearest even in which subnormal operands count as zero and a
+       subnormal result becomes zero, both keeping their sign; a result is subnormal if it is below 2**-126
+       after rounding to 24 bits with an exponent without limits. A process has one of two orders, that of
+       `bf16_order()`:
+       "tiles": the chunk is cut into 32 elements at a time, missing ones being 0. From +0 one chain runs over
+           the elements 0, 2, ..., 30 and one over 1, 3, ..., 31. Their sum is added to the sum so far, which
+           begins with +0: sum = sum + (even + odd), both additions with subnormals taken as zero as in step.
+           This is the instruction TDPBF16PS of Intel AMX.
+       "pairs": one chain over pairs (2i, 2i + 1), a missing last element being 0, the odd element before the
+           even one: sum = step(step(sum, a[2i+1], b[2i+1]), a[2i], b[2i]). This is the instruction VDPBF16PS
+           of AVX-512 machines with bf16.
+       The machine's own order is "tiles" where the processor has AMX tiles with bf16 and the operating system
+       lets programs use them, and "pairs" everywhere else; the environment variable BI_COMPILE_BF16_ORDER
+       chooses one for equal bits on different machines. Without the instruction, FMA on x86 with FTZ and DAZ
+       set, or software, computes the same bits. ("pairs" was compared on AMD Zen 4 and on an Intel Xeon with
+       AMX, "tiles" on the latter, on random, cancelling, subnormal and non-finite data.)
     2. The sums of the chunks are the leaves of the balanced tree of `numerics.tree_levels`, added in fp32
        (fp64 for fp64) with subnormals kept.
     3. t = alpha * t unless alpha is 1; then t + beta * c, with c widened and beta multiplied unless it is 1.
@@ -41,11 +50,20 @@ import torch
 
 import bi_compile.templates.reduction  # noqa: F401  (defines the sum of gradients)
 from bi_compile.errors import UnsupportedDtypeError
-from bi_compile.templates.registry import define
+from bi_compile.templates.registry import define, load
 
 Tensor = torch.Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def bf16_order() -> str:
+    """The order of bf16 products in this process: one of `numerics.BF16_ORDERS`.
+
+    It is the machine's, or the one that the environment variable BI_COMPILE_BF16_ORDER names.
+    """
+    load("contraction")
+    return torch.ops.bi_compile.bf16_order()
 
 
 def _check(name: str, *tensors: Tensor | None) -> None:

@@ -5,22 +5,22 @@
 
 #include <cstdlib>
 #include <optional>
+#include <string>
 
 #include "contraction/stream.h"
+#include "contraction/tiles.h"
 
 namespace {
 
 #if defined(BI_ISA_AVX512)
-// The environment variable makes this machine compute as one without: for tests that both agree.
-bool has_bf16_dot() {
-  static const bool has = __builtin_cpu_supports("avx512bf16") && !std::getenv("BI_COMPILE_NO_VDPBF16PS");
+bool may_use_pairs() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && !without_bf16_instructions();
   return has;
 }
 #endif
 
 template <class S, class T>
 void product(const Product<T>& given) {
-  if (given.batches == 0 || given.rows == 0 || given.columns == 0) return;
   // Columns come in whole panels, rows one by one: the short side becomes the rows.
   const bool tall = given.columns < kColumns<S> && given.rows > given.columns;
   Product<T> p = tall ? given.transposed() : given;
@@ -40,8 +40,14 @@ void run(const Product<T>& p) {
 
 template <>
 void run(const Product<at::BFloat16>& p) {
+  if (bf16_order() == Bf16Order::kTiles) {
+#if defined(BI_TILES)
+    if (may_use_tiles()) return product_of_tiles(p);
+#endif
+    return product<FlushedTiles>(p);
+  }
 #if defined(BI_ISA_AVX512)
-  if (has_bf16_dot()) return product<HardwarePairs>(p);
+  if (may_use_pairs()) return product<HardwarePairs>(p);
 #endif
   product<FlushedPairs>(p);
 }
@@ -59,7 +65,7 @@ void compute(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, at::
   // With beta = 0 c is not read: what it holds, NaN included, does not matter.
   if (c.defined() && beta != 0) p.c = {c.const_data_ptr<T>(), c.stride(0), c.stride(1), c.stride(2)};
   p.alpha = static_cast<Acc<T>>(alpha), p.beta = static_cast<Acc<T>>(beta);
-  run(p);
+  if (out.numel() != 0) run(p);
 }
 
 void check_dtypes(const char* op, const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
@@ -141,4 +147,8 @@ TORCH_LIBRARY_IMPL(bi_compile, CPU, m) {
   m.impl("addmm", &addmm);
   m.impl("baddbmm", &baddbmm);
   m.impl("linear", &linear);
+}
+
+TORCH_LIBRARY_FRAGMENT(bi_compile, m) {
+  m.def("bf16_order() -> str", [] { return std::string(bf16_order() == Bf16Order::kTiles ? "tiles" : "pairs"); });
 }

@@ -1,10 +1,12 @@
 """The contraction tree, spelled in plain torch ops: every function has the kernel's bits."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from bi_compile import numerics
+from bi_compile.templates.contraction.contract import bf16_order
 
 Tensor = torch.Tensor
 
@@ -57,17 +59,46 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chain(a: Tensor, b: Tensor) -> Tensor:
-    step = {torch.float64: fma64, torch.bfloat16: fma32_flushed}.get(a.dtype, fma32)
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    length = a.shape[2]
-    order = range(length)
     if a.dtype == torch.bfloat16:
-        order = [k ^ 1 for k in range(length + length % 2)]
-        a, b = torch.nn.functional.pad(a, (0, length % 2)), torch.nn.functional.pad(b, (0, 0, 0, length % 2))
-    sums = torch.zeros(a.shape[0], a.shape[1], b.shape[2], dtype=wide)
+        return {"tiles": _tiles, "pairs": _pairs}[bf16_order()](a, b)
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    step = fma64 if a.dtype == torch.float64 else fma32
+    return _steps(step, a.to(wide), b.to(wide), range(a.shape[2]))
+
+
+def _pairs(a: Tensor, b: Tensor) -> Tensor:
+    """The bf16 order "pairs": the odd element of a pair before the even one."""
+    a, b = _padded(a, b, 2)
+    return _steps(fma32_flushed, a, b, [k ^ 1 for k in range(a.shape[2])])
+
+
+def _tiles(a: Tensor, b: Tensor) -> Tensor:
+    """The bf16 order "tiles": 32 elements at a time, a chain over the even ones and one over the odd ones."""
+    a, b = _padded(a, b, 32)
+    total = _steps(fma32_flushed, a, b, [])
+    for k in range(0, a.shape[2], 32):
+        even = _steps(fma32_flushed, a, b, range(k, k + 32, 2))
+        odd = _steps(fma32_flushed, a, b, range(k + 1, k + 32, 2))
+        total = _add_flushed(total, _add_flushed(even, odd))
+    return total
+
+
+def _padded(a: Tensor, b: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    absent = -a.shape[2] % multiple
+    pad = torch.nn.functional.pad
+    return pad(a.float(), (0, absent)), pad(b.float(), (0, 0, 0, absent))
+
+
+def _steps(step: Callable[..., Tensor], a: Tensor, b: Tensor, order: Iterable[int]) -> Tensor:
+    """One chain from +0 over the elements of K in `order`."""
+    sums = a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
     for k in order:
-        sums = step(a[:, :, k].to(wide).unsqueeze(2), b[:, k].to(wide).unsqueeze(1), sums)
+        sums = step(a[:, :, k].unsqueeze(2), b[:, k].unsqueeze(1), sums)
     return sums
+
+
+def _add_flushed(x: Tensor, y: Tensor) -> Tensor:
+    return fma32_flushed(x, torch.ones_like(x), y)
 
 
 def fma32(x: Tensor, y: Tensor, z: Tensor) -> Tensor:

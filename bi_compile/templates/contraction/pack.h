@@ -21,7 +21,7 @@ struct Operand {
 template <class S, class T>
 typename S::Packed packed(const T* line, int64_t along, int64_t step, int64_t elements) {
   if constexpr (S::kPerStep == 2) {
-    const uint32_t even = line[2 * step * along].x;
+    const uint32_t even = 2 * step < elements ? line[2 * step * along].x : 0;
     const uint32_t odd = 2 * step + 1 < elements ? line[(2 * step + 1) * along].x : 0;
     return even | odd << 16;
   } else {
@@ -45,34 +45,46 @@ void pack_rows(const Operand<T>& source, int64_t count, int64_t elements, typena
     if (source.along != 1 || S::kSwapped) {
       pack_line<S>(line, source.along, elements, out, 1);
     } else if constexpr (sizeof(T) * S::kPerStep == sizeof(typename S::Packed)) {
-      if (elements % S::kPerStep != 0) out[elements / S::kPerStep] = 0;
+      const int64_t steps = steps_of<S>(elements);
+      for (int64_t step = elements / S::kPerStep; step < steps; ++step) out[step] = 0;
       std::memcpy(out, line, elements * sizeof(T));
     } else {
       constexpr int64_t kWidth = S::F::kWidth;
       int64_t k = 0;
       for (; k + kWidth <= elements; k += kWidth) load(line + k, kWidth).store(out + k);
-      for (; k < elements; ++k) out[k] = packed<S>(line, 1, k, elements);
+      for (; k < steps_of<S>(elements); ++k) out[k] = packed<S>(line, 1, k, elements);
     }
   }
 }
 
-// count <= kColumns lines to out[step * kColumns + line]; absent lines are zero.
+// count <= kColumns lines to out[step * kColumns + line]. What absent lines hold there does not matter: nothing reads
+// the sums of absent columns.
 template <class S, class T>
 void pack_columns(const Operand<T>& source, int64_t count, int64_t elements, typename S::Packed* out) {
-  constexpr int64_t kLines = kColumns<S>;
   const int64_t steps = steps_of<S>(elements);
   int64_t done = 0;  // steps packed for all lines
 #if defined(BI_ISA_AVX512)
-  if (count == kLines) {
-    if constexpr (sizeof(typename S::Packed) == 4) {
-      if (source.along == 1) return transpose_columns<S>(source.data, source.across, elements, out);
+  if constexpr (sizeof(typename S::Packed) == 4) {
+    if (source.along == 1) {
+      const int64_t whole = count / 16 * 16, rest = count - whole;
+      for (int64_t line = 0; line < whole; line += 16) {
+        transpose_columns<S>(source.at(line, 0), source.across, elements, out + line);
+      }
+      if (rest == 0) return;
+      T lines[16 * kChunk];
+      for (int64_t line = 0; line < rest; ++line) {
+        std::memcpy(static_cast<void*>(lines + line * kChunk), source.at(whole + line, 0), elements * sizeof(T));
+      }
+      return transpose_columns<S>(lines, kChunk, elements, out + whole);
     }
-    if (source.across == 1) done = interleave_columns<S>(source.data, source.along, elements, out);
+  }
+  if (count == kColumns<S> && source.across == 1) {
+    done = interleave_columns<S>(source.data, source.along, elements, out);
   }
 #endif
-  for (int64_t line = 0; line < kLines; ++line) {
+  for (int64_t line = 0; line < count; ++line) {
     for (int64_t step = done; step < steps; ++step) {
-      out[step * kLines + line] = line < count ? packed<S>(source.at(line, 0), source.along, step, elements) : 0;
+      out[step * kColumns<S> + line] = packed<S>(source.at(line, 0), source.along, step, elements);
     }
   }
 }

@@ -10,13 +10,32 @@
 
 namespace {
 
-// A block of rows, packed: chunk after chunk, row after row.
+// A block of rows, packed: chunk after chunk, row after row. With S::kRowsAsColumns a chunk is panels of
+// kColumns<S> rows, each packed as columns are; `row` is the first of one.
 template <class S>
 struct PackedRows {
-  const typename S::Packed* data;
+  static constexpr int64_t kSpace = S::kRowsAsColumns ? kSteps<S> : kRowStride<S>;
+  typename S::Packed* data;
   int64_t first, count;  // in the output
-  const typename S::Packed* at(int64_t chunk, int64_t row) const {
-    return data + (chunk * count + row) * kRowStride<S>;
+
+  static int64_t height(int64_t count) {
+    return S::kRowsAsColumns ? ceil_div(count, kColumns<S>) * kColumns<S> : count;
+  }
+  typename S::Packed* at(int64_t chunk, int64_t row) const { return data + (chunk * height(count) + row) * kSpace; }
+
+  template <class T>
+  void pack(const Product<T>& p, int64_t batch) const {
+    for (int64_t chunk = 0; chunk < p.chunks(); ++chunk) {
+      const int64_t elements = p.elements(chunk);
+      if constexpr (S::kRowsAsColumns) {
+        for (int64_t row = 0; row < count; row += kColumns<S>) {
+          pack_columns<S>(p.rows_at(batch, first + row, chunk), std::min(kColumns<S>, count - row), elements,
+                          at(chunk, row));
+        }
+      } else {
+        pack_rows<S>(p.rows_at(batch, first, chunk), count, elements, at(chunk, 0));
+      }
+    }
   }
 };
 
@@ -24,10 +43,10 @@ struct PackedRows {
 // enough of them to make up for packing each panel.
 template <class S>
 int64_t rows_of_block(int64_t rows, int64_t length) {
-  constexpr int64_t kBytes = 1 << 20, kFewest = 8 * kTileRows, kMost = 32 * kTileRows;
+  constexpr int64_t kBytes = 1 << 20, kFewest = S::kFewestRows, kMost = 4 * kFewest;
   const int64_t fitting = kBytes / (std::max<int64_t>(1, length) * int64_t(sizeof(typename S::Packed)) / S::kPerStep);
   const int64_t blocks = ceil_div(rows, std::clamp(fitting, kFewest, kMost));
-  return ceil_div(rows, blocks);
+  return std::min(rows, PackedRows<S>::height(ceil_div(rows, blocks)));
 }
 
 // Calls panel(batch, rows, column, count, next_column) for all blocks of rows and all panels of `width` columns.
@@ -42,8 +61,9 @@ void for_each_panel(const Product<T>& p, int64_t width, const Panel& panel) {
   const int64_t grain = std::max<int64_t>(1, (1 << 18) / work);
   at::parallel_for(0, p.batches * blocks * panels, grain, [&](int64_t begin, int64_t end) {
     const FloatingPointMode mode(FloatingPointMode::kKeep);
-    auto* packed = workspace<typename S::Packed>(0, chunks * block * kRowStride<S>);
-    PackedRows<S> rows{packed, 0, 0};
+    [[maybe_unused]] const typename S::Unit unit;
+    constexpr auto height = &PackedRows<S>::height;
+    PackedRows<S> rows{workspace<typename S::Packed>(0, chunks * height(block) * PackedRows<S>::kSpace), 0, 0};
     int64_t packed_block = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t batch = task / panels / blocks;
@@ -51,10 +71,7 @@ void for_each_panel(const Product<T>& p, int64_t width, const Panel& panel) {
         packed_block = task / panels;
         rows.first = packed_block % blocks * block;
         rows.count = std::min(block, p.rows - rows.first);
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          pack_rows<S>(p.rows_at(batch, rows.first, chunk), rows.count, p.elements(chunk),
-                       packed + chunk * rows.count * kRowStride<S>);
-        }
+        rows.pack(p, batch);
       }
       const int64_t column = task % panels * width;
       const int64_t next = (task + 1) % panels * width;
@@ -88,9 +105,9 @@ void packed_panel(const Product<T>& p, int64_t batch, const PackedRows<S>& rows,
   using Sum = typename S::Sum;
   using Packed = typename S::Packed;
   constexpr int64_t kPanel = kColumns<S>;
-  constexpr int64_t kTile = kTileRows * kPanel;
+  constexpr int64_t kTile = S::kTileRows * kPanel;
   const int64_t chunks = p.chunks();
-  const int64_t height = ceil_div(rows.count, kTileRows), panels = ceil_div(count, kPanel);
+  const int64_t height = ceil_div(rows.count, S::kTileRows), panels = ceil_div(count, kPanel);
   const int64_t tiles = height * panels;
   Packed* columns = workspace<Packed>(1, Panels * kSteps<S> * kPanel);
   Sum* levels = workspace<Sum>(2, counter_levels(chunks) * tiles * kTile);
@@ -108,18 +125,17 @@ void packed_panel(const Product<T>& p, int64_t batch, const PackedRows<S>& rows,
       // Tiles of nearly equal height: a tile of one row would wait for its own sums.
       const int64_t first = place * rows.count / height;
       const int64_t tile_rows = (place + 1) * rows.count / height - first;
-      alignas(64) Sum sums[kTile];
+      const auto slot = [&](int64_t level) { return levels + (level * tiles + tile) * kTile; };
+      alignas(64) Sum elsewhere[kTile];
+      Sum* sums = sums_of(chunk, last, slot, elsewhere);
       {
         [[maybe_unused]] const typename S::Mode mode;
+        Ahead ahead = share_of<S>(next, count, tile, tiles);
         chain_tile_of<S>(tile_rows)(rows.at(chunk, first), columns + panel * kSteps<S> * kPanel, steps_of<S>(elements),
-                                    share_of<S>(next, count, tile, tiles), sums);
+                                    ahead, sums);
       }
-      const auto slot = [&](int64_t level) { return levels + (level * tiles + tile) * kTile; };
-      const int64_t level = combine(sums, tile_rows * kPanel, chunk, last, slot);
-      if (!last) {
-        std::memcpy(slot(level), sums, tile_rows * kPanel * sizeof(Sum));
-        continue;
-      }
+      if (sums == elsewhere) combine(sums, tile_rows * kPanel, chunk, last, slot);
+      if (!last) continue;
       for (int64_t i = 0; i < tile_rows; ++i) {
         finish(p, sums + i * kPanel, batch, rows.first + first + i, column + panel * kPanel,
                std::min(kPanel, count - panel * kPanel));

@@ -93,22 +93,29 @@ inline int64_t counter_levels(int64_t chunks) {
   return levels;
 }
 
-// Adds to the sums of chunk `chunk` the stored sums they are combined with: the carry of a binary counter, or,
-// after the last chunk, all that is left. slot(level) points to the stored tile. Returns the level to store at.
+// Adds to the sums of chunk `chunk` the stored sums they are combined with: the carry of a binary counter, or, after
+// the last chunk, all that is left. slot(level) points to a stored tile. The result is stored at its level, after the
+// last chunk at `sums`.
 template <class Sum, class Slot>
-int64_t combine(Sum* sums, int64_t count, int64_t chunk, bool last, const Slot& slot) {
-  int64_t level = 0;
-  for (; chunk >> level; ++level) {
-    if ((chunk >> level & 1) == 0) {
-      if (last) continue;
-      break;
-    }
-    const Sum* stored = slot(level);
-    for (int64_t j = 0; j < count; j += kWidth<Sum>) {
-      (Vec<Sum>::loadu(stored + j) + Vec<Sum>::loadu(sums + j)).store(sums + j);
-    }
+void combine(Sum* sums, int64_t count, int64_t chunk, bool last, const Slot& slot) {
+  const Sum* stored[64];
+  int64_t adds = 0, level = 0;
+  for (; chunk >> level && (last || chunk >> level & 1); ++level) {
+    if (chunk >> level & 1) stored[adds++] = slot(level);
   }
-  return level;
+  Sum* out = last ? sums : slot(level);
+  if (out == sums && adds == 0) return;
+  for (int64_t j = 0; j < count; j += kWidth<Sum>) {
+    Vec<Sum> sum = Vec<Sum>::loadu(sums + j);
+    for (int64_t i = 0; i < adds; ++i) sum = Vec<Sum>::loadu(stored[i] + j) + sum;
+    sum.store(out + j);
+  }
+}
+
+// Where the sums of `chunk` are computed: at once where they are stored, if nothing is added to them.
+template <class Sum, class Slot>
+Sum* sums_of(int64_t chunk, bool last, const Slot& slot, Sum* elsewhere) {
+  return chunk % 2 == 0 && !last ? slot(0) : elsewhere;
 }
 
 // Columns of the widest panel.

@@ -117,18 +117,18 @@ void product_in_stream(const Product<T>& p, int64_t width, StreamTile<S, T> comp
                                   int64_t next_column) {
     Sum* levels = workspace<Sum>(2, counter_levels(chunks) * count);
     const auto slot = [&](int64_t level) { return levels + level * count; };
-    alignas(64) Sum sums[kMostSums];
+    alignas(64) Sum elsewhere[kMostSums];
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const bool last = chunk + 1 == chunks;
+      Sum* sums = sums_of(chunk, last, slot, elsewhere);
       const T* next = last ? p.columns_at(batch, next_column, 0).data : p.columns_at(batch, column, chunk + 1).data;
       {
         [[maybe_unused]] const typename S::Mode mode;
         compute(rows.at(chunk, 0), p.columns_at(batch, column, chunk).data, next, stride, p.elements(chunk), sums);
       }
-      const int64_t level = combine(sums, count, chunk, last, slot);
-      if (!last) std::memcpy(slot(level), sums, count * sizeof(Sum));
+      if (sums == elsewhere) combine(sums, count, chunk, last, slot);
     }
-    for (int64_t i = 0; i < p.rows; ++i) finish(p, sums + i * width, batch, i, column, width);
+    for (int64_t i = 0; i < p.rows; ++i) finish(p, elsewhere + i * width, batch, i, column, width);
   });
 }
 
@@ -136,7 +136,7 @@ void product_in_stream(const Product<T>& p, int64_t width, StreamTile<S, T> comp
 template <class S, class T>
 int64_t product_in_stream(const Product<T>& p) {
 #if defined(BI_ISA_AVX512)
-  if constexpr (sizeof(typename S::Packed) == 4) {
+  if constexpr (S::kStreams && sizeof(typename S::Packed) == 4) {
     if (p.rows <= kAlongRows && p.b_k == 1) {
       const int64_t whole = p.columns / kAlongColumns * kAlongColumns;
       product_in_stream<S, T>(p.of_columns(0, whole), kAlongColumns, along_tile_of<S, T>(p.rows), p.b_column);
@@ -145,7 +145,7 @@ int64_t product_in_stream(const Product<T>& p) {
   }
 #endif
 #if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
-  if constexpr (S::kPerStep == 1 && !S::kSwapped) {
+  if constexpr (S::kStreams && S::kPerStep == 1 && !S::kSwapped) {
     if (p.rows <= kBesideRows && p.b_column == 1) {
       const int64_t whole = p.columns / kBesideColumns<S> * kBesideColumns<S>;
       product_in_stream<S, T>(p.of_columns(0, whole), kBesideColumns<S>, beside_tile_of<S, T>(p.rows), p.b_k);

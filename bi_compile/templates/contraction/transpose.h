@@ -28,21 +28,15 @@ inline __attribute__((always_inline)) __m512i load_halves(const T* lower, const 
     };
     const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(load(lower)), load(upper), 1);
     if constexpr (std::is_same_v<T, at::Half>) return _mm512_castps_si512(_mm512_cvtph_ps(both));
-    // bf16, widened with each pair's halves in swapped order.
-    return _mm512_shuffle_epi32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(both), 16), _MM_PERM_CDAB);
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(both), 16);
+    return S::kSwapped ? _mm512_shuffle_epi32(wide, _MM_PERM_CDAB) : wide;
   }
 }
 
-// 16 steps of 16 lines contiguous along K, one register a step. Without Whole only `elements` are left of them.
-template <class S, bool Whole, class T>
-inline __attribute__((always_inline)) void load_block(const T* lines, int64_t across, int64_t elements,
-                                                      __m512i (&r)[16]) {
+// Register 8 h + i of r holds values 8 h to 8 h + 7 of line i, then of line i + 8. Afterwards register k holds value k
+// of lines 0 to 15.
+inline __attribute__((always_inline)) void transpose_halves(__m512i (&r)[16]) {
   __m512i t[16];
-  // r[8 h + i] holds values 8 h to 8 h + 7 of line i, then of line i + 8.
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    r[i] = load_halves<S, Whole>(lines + i % 8 * across, lines + (i % 8 + 8) * across, i / 8, elements);
-  }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
@@ -71,24 +65,33 @@ inline __attribute__((always_inline)) void load_block(const T* lines, int64_t ac
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-// kColumns lines contiguous along K.
+// 16 steps of 16 lines contiguous along K, one register a step. Without Whole only `elements` are left of them.
+template <class S, bool Whole, class T>
+inline __attribute__((always_inline)) void load_block(const T* lines, int64_t across, int64_t elements,
+                                                      __m512i (&r)[16]) {
+  // Register 8 h + i: values 8 h to 8 h + 7 of line i, then of line i + 8.
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    r[i] = load_halves<S, Whole>(lines + i % 8 * across, lines + (i % 8 + 8) * across, i / 8, elements);
+  }
+  transpose_halves(r);
+}
+
+// 16 lines contiguous along K.
 template <class S, class T>
 void transpose_columns(const T* lines, int64_t across, int64_t elements, typename S::Packed* out) {
   constexpr int64_t kBlock = 16 * S::kPerStep;
   const int64_t steps = steps_of<S>(elements);
-  for (int64_t k = 0; k < elements; k += kBlock) {
-    const int64_t first = k / S::kPerStep;
-    for (int64_t line = 0; line < kColumns<S>; line += 16) {
-      __m512i r[16];
-      auto* target = out + first * kColumns<S> + line;
-      if (k + kBlock <= elements) {
-        load_block<S, true>(lines + line * across + k, across, kBlock, r);
+  for (int64_t first = 0; first < steps; first += 16, lines += kBlock, elements -= kBlock) {
+    __m512i r[16];
+    auto* target = out + first * kColumns<S>;
+    if (kBlock <= elements) {
+      load_block<S, true>(lines, across, kBlock, r);
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
-      } else {
-        load_block<S, false>(lines + line * across + k, across, elements - k, r);
-        for (int64_t i = 0; first + i < steps; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
-      }
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
+    } else {
+      load_block<S, false>(lines, across, elements, r);
+      for (int64_t i = 0; i < 16 && first + i < steps; ++i) _mm512_storeu_si512(target + i * kColumns<S>, r[i]);
     }
   }
 }
