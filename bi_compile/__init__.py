@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "batch_invariant": "bi_compile.backend",
     "eager": "bi_compile.eager_mode",
-    "explain": "bi_compile.report",
+    "explain": "bi_compile.report.explain",
     "BatchInvariantError": "bi_compile.errors",
     "Options": "bi_compile.options",
 }
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bi_compile.eager_mode import eager
     from bi_compile.errors import BatchInvariantError
     from bi_compile.options import Options
-    from bi_compile.report import explain
+    from bi_compile.report.explain import explain
 
 
 def __getattr__(name: str) -> Any:

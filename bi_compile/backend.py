@@ -11,7 +11,8 @@ from bi_compile.debug import Dump
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.pipeline import decompositions, fingerprint
-from bi_compile.report import Graph, record_compilation, record_graph
+from bi_compile.report import record_compilation, record_graph
+from bi_compile.report.graphs import describe
 from bi_compile.verify import verify
 
 
@@ -36,6 +37,7 @@ def batch_invariant(
 
     dump = Dump(parsed.dump)
     dump.graph("captured", module.graph)
+    inputs = inductor.user_inputs(module)
     capture(module)
     dump.graph("whole_ops", module.graph)
     return inductor.compile_graph(
@@ -43,15 +45,15 @@ def batch_invariant(
         example_inputs,
         settings={**inductor.mode_options(mode), **parsed.inductor},
         decompositions=decompositions(),
-        verify=functools.partial(_verify, options=parsed, dump=dump),
+        verify=functools.partial(_verify, options=parsed, dump=dump, inputs=inputs),
         key=f"{fingerprint()}-{parsed.on_unsupported}",
         # Warnings and dumps come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and parsed.dump is None,
     )
 
 
-def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump, inputs: dict[int, inductor.UserInput]) -> None:
     dump.graph("final", graph)
     verdicts = verify(graph, options.on_unsupported)
     dump.verdicts("verdicts", verdicts)
-    record_graph(Graph(verdicts))
+    record_graph(describe(graph, verdicts, inputs=inputs))

@@ -1,10 +1,16 @@
-"""The only file that names Inductor settings or private torch APIs: one place per torch version."""
+"""The only file that names Inductor settings or private torch APIs: one place per torch version.
 
+`templates/pointwise/inductor.py` belongs to it: the pointwise functions in generated code.
+"""
+
+import functools
 import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +19,7 @@ import torch
 from torch import fx
 
 from bi_compile.errors import CompilerNotFoundError, RecompileLimitError, UnsupportedDeviceError
-from bi_compile.templates.pointwise.functions import expressions
+from bi_compile.templates.pointwise.inductor import canonical_codegen
 
 
 def best_isa() -> str:
@@ -154,8 +160,11 @@ def compile_graph(
 
     def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
         # The backward graph is compiled long after this function has returned: the settings come along.
+        compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
+        if _graphs_only.get():
+            return _check_only(graph_module, compile_inner)
         with canonical_codegen():
-            return host.compile_fx_inner(graph_module, inputs, **options)
+            return compile_inner()
 
     autograd_cache = functorch_config.enable_autograd_cache and cached
     with functorch_config.patch(enable_autograd_cache=autograd_cache), _rounding_casts():
@@ -166,6 +175,37 @@ def compile_graph(
             config_patches=patches,
             decompositions=decompositions,  # type: ignore[arg-type]
         )
+
+
+_graphs_only: ContextVar[bool] = ContextVar("graphs_only", default=False)
+
+
+class _Checked(Exception):
+    """The final graph has been checked, and no code is wanted."""
+
+
+@contextmanager
+def graphs_only() -> Iterator[None]:
+    """Check final graphs without generating code for them: they run op by op."""
+    token = _graphs_only.set(True)
+    try:
+        yield
+    finally:
+        _graphs_only.reset(token)
+
+
+def _check_only(module: fx.GraphModule, compile_inner: Callable[[], Any]) -> Callable[..., Any]:
+    from functorch.compile import make_boxed_func
+
+    graph = fx.Graph()  # a copy: compiling changes the graph in place
+    graph.output(graph.graph_copy(module.graph, {}))
+    unchanged = fx.GraphModule(module, graph)
+    try:
+        compile_inner()
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error), _Checked):
+            raise
+    return make_boxed_func(unchanged.forward)
 
 
 @contextmanager
@@ -188,73 +228,13 @@ def _final_pass(verify: Callable[[fx.Graph], None], key: str) -> Any:
     class BiCompileVerify(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
             verify(graph)
+            if _graphs_only.get():
+                raise _Checked
 
         def uuid(self) -> str:
             return f"bi_compile-{key}"
 
     return BiCompileVerify()
-
-
-@contextmanager
-def canonical_codegen() -> Iterator[None]:
-    """Generate C++ in which a transcendental function has one implementation, in vector and scalar code.
-
-    Stock Inductor calls at::vec in vectorised loops and the C library elsewhere, so bits would depend on
-    whether a fused kernel happened to vectorise.
-    """
-    from torch._inductor.codegen import cpp
-
-    with ExitStack() as stack:
-        for name, (arguments, expression) in expressions().items():
-            vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
-            vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
-            stack.enter_context(mock.patch.object(cpp.CppVecOverrides, name, staticmethod(vector)))
-            stack.enter_context(mock.patch.object(cpp.CppOverrides, name, staticmethod(scalar)))
-        # Before torch 2.13 this shortcut skips the rounding to bf16 and back that emulate_precision_casts
-        # asks for; from 2.13 on the host skips it itself.
-        stack.enter_context(mock.patch.object(cpp.CppKernel, "cache_dtype_convert", return_value=None))
-        yield
-
-
-def _vector_code(arguments: int, expression: str) -> Callable[..., str]:
-    if arguments == 1:
-
-        def unary(x: Any) -> str:
-            return (
-                f"[](const auto& x) {{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x})"
-            )
-
-        return unary
-
-    def binary(x: Any, y: Any) -> str:
-        return (
-            "[](const auto& x, const auto& y) "
-            f"{{ using V = std::decay_t<decltype(x)>; return V({expression}); }}({x}, {y})"
-        )
-
-    return binary
-
-
-def _scalar_code(arguments: int, expression: str) -> Callable[..., str]:
-    # A whole vector of the value, and its first lane.
-    body = (
-        "using S = std::conditional_t<std::is_same_v<std::decay_t<decltype(p)>, double>, double, float>; "
-        "using V = at::vec::Vectorized<S>; "
-    )
-    tail = f"S out[V::size()]; V({expression}).store(out); return out[0];"
-    if arguments == 1:
-
-        def unary(x: Any) -> str:
-            return f"[](auto p) {{ {body}V x(static_cast<S>(p)); {tail} }}({x})"
-
-        return unary
-
-    def binary(x: Any, y: Any) -> str:
-        return (
-            f"[](auto p, auto q) {{ {body}V x(static_cast<S>(p)); V y(static_cast<S>(q)); {tail} }}({x}, {y})"
-        )
-
-    return binary
 
 
 def user_line(node: fx.Node) -> str | None:
@@ -330,10 +310,38 @@ def _real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.T
         if argument is None or source is None or not isinstance(seen, torch.Tensor) or seen.dim() == 0:
             continue
         tensor = argument.example
-        guard = source.guard_source
-        owned = guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()
-        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, torch.nn.Parameter) and not owned:
+        if (
+            isinstance(tensor, torch.Tensor)
+            and not isinstance(tensor, torch.nn.Parameter)
+            and not _is_owned(source)
+        ):
             yield tensor, seen
+
+
+@dataclass(frozen=True)
+class UserInput:
+    """An input of a graph from Dynamo: what the user calls it, and whether it is a parameter or buffer."""
+
+    name: str
+    owned: bool
+
+
+def user_inputs(module: fx.GraphModule) -> dict[int, UserInput]:
+    """The inputs of a graph from Dynamo, by position."""
+    found = {}
+    for position, node in enumerate(module.graph.find_nodes(op="placeholder")):
+        source = getattr(node, "_dynamo_source", None)
+        if source is not None:
+            name = str(source.name() if callable(source.name) else source.name)
+            name = re.sub(r"\._(modules|parameters|buffers)\b", "", name)
+            name = re.sub(r"\['(\w+)'\]", r".\1", name).removeprefix("L.")
+            found[position] = UserInput(name, _is_owned(source))
+    return found
+
+
+def _is_owned(source: Any) -> bool:
+    guard = source.guard_source
+    return guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()
 
 
 _frames: set[int] = set()

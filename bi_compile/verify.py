@@ -3,6 +3,7 @@
 import operator
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ _MIXES = {
 
 def verify(graph: fx.Graph, on_unsupported: str) -> list[Verdict]:
     """The verdict of every op; raises UnsupportedOpError or UnsupportedDtypeError under "error"."""
-    return [verdict for node in graph.nodes if (verdict := _verdict(node, on_unsupported)) is not None]
+    found = ((node, _verdict(node, on_unsupported)) for node in graph.nodes)
+    return [replace(verdict, node=node.name) for node, verdict in found if verdict is not None]
 
 
 def _verdict(node: fx.Node, on_unsupported: str) -> Verdict | None:

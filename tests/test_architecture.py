@@ -33,7 +33,7 @@ ALLOWED = {
         "templates.scan", "templates.scatter",
     },
     "pipeline": {"inductor", "passes"},
-    "report": set(),
+    "report": {"", "errors", "inductor", "numerics"},
     "verify": {"analysis", "errors", "inductor", "report", "templates.pointwise"},
     "debug": {"report"},
     "backend": {"debug", "inductor", "options", "passes", "pipeline", "report", "verify"},

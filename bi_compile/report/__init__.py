@@ -1,11 +1,14 @@
-"""What was done to a model: a verdict for every op of every graph."""
+"""What was done to a model: a verdict for every op of every graph, and what the host did by itself.
+
+This file holds the facts; the other files of the package show them as text, JSON and one HTML page.
+"""
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 CANONICAL = "canonical"
 ORDER_FREE = "order-free"
@@ -13,6 +16,9 @@ ISOLATED = "isolated"
 MIXES = "mixes the batch"
 UNKNOWN = "unknown"
 LEFT_ALONE = "left alone"
+
+REFUSED = frozenset((MIXES, UNKNOWN, LEFT_ALONE))
+"""Kinds for which nothing is promised: under on_unsupported="error" they stop the compilation."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Verdict:
     batched: whether the result holds data of single samples. False for what only parameters determine.
     reason: why it mixes, is unknown or was left alone; None for the rest.
     path: names of nodes from an input of the graph to this one, for MIXES and UNKNOWN.
+    origin: the op of the model it was rewritten from, such as "aten.gelu.default", where that is another.
     """
 
     op: str
@@ -41,6 +48,7 @@ class Verdict:
     batched: bool = True
     reason: str | None = None
     path: tuple[str, ...] = ()
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,31 +76,58 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A tensor that enters a graph.
+
+    node: its name in the graph. name: what the user calls it, such as "self.fc.weight", or the same as node.
+    value: such as "f32[B, 64]". batched: whether it holds data of single samples; parameters do not.
+    """
+
+    node: str
+    name: str
+    value: str = ""
+    batched: bool = True
+
+
+@dataclass(frozen=True)
 class Graph:
     """One final graph, forward or backward.
 
-    verdicts: of its ops, in order. inputs: name -> value of what enters it, such as "f32[B, 64]", and
-    outputs: the names of the nodes it returns, both in order.
+    verdicts: of its ops, in order; inputs: the tensors that enter it; outputs: the nodes it returns.
+    Every name in a verdict's `inputs` is another verdict's or an input's node.
     """
 
     verdicts: list[Verdict]
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] = ()
+    backward: bool = False
+
+    @property
+    def not_promised(self) -> list[str]:
+        """The outputs that a refused op reaches: their bits may change with the batch."""
+        tainted: set[str] = set()
+        for verdict in self.verdicts:
+            if verdict.kind in REFUSED or not tainted.isdisjoint(verdict.inputs):
+                tainted.add(verdict.node)
+        return [name for name in self.outputs if name in tainted]
 
 
 @dataclass
 class Report:
     """The graphs compiled while the report was open.
 
-    graphs: each final graph, forward and backward. A graph that came from Inductor's cache was verified
-        when it was stored and is not listed again; `cached` counts those.
+    name: of the model. graphs: each final graph, forward and backward. A graph that came from Inductor's
+        cache was verified when it was stored and is not listed again; `cached` counts those.
     breaks: where graphs ended before the function did. leaks: what else the host computed by itself.
+    error: the message of an error that stopped the compilation, if one did.
     """
 
+    name: str = ""
     graphs: list[Graph] = field(default_factory=list)
     compilations: int = 0
     breaks: list[Break] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    error: str | None = None
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -100,8 +135,18 @@ class Report:
 
     @property
     def left_alone(self) -> list[Verdict]:
-        """The ops for which nothing is promised."""
+        """The ops that were compiled as stock PyTorch has them."""
         return [verdict for verdict in self.verdicts if verdict.kind == LEFT_ALONE]
+
+    @property
+    def refused(self) -> list[Verdict]:
+        """The ops for which nothing is promised: they stop a compilation unless the options say not to."""
+        return [verdict for verdict in self.verdicts if verdict.kind in REFUSED]
+
+    @property
+    def isolated(self) -> list[Verdict]:
+        """The ops that run sample by sample: right, and slow."""
+        return [verdict for verdict in self.verdicts if verdict.kind == ISOLATED]
 
     @property
     def canonical(self) -> Counter[str]:
@@ -110,16 +155,37 @@ class Report:
 
     @property
     def cached(self) -> int:
-        return max(0, self.compilations - len(self.graphs))
+        return max(0, self.compilations - len(self.graphs)) if self.error is None else 0
+
+    @property
+    def promised(self) -> bool:
+        """Whether every sample gets the same bits whatever shares its batch."""
+        return not (self.refused or self.breaks or self.leaks or self.error)
 
     def __str__(self) -> str:
-        counts = Counter((v.kind, v.op) for v in self.verdicts)
-        lines = [f"{self.compilations} compilations, {len(self.graphs)} graphs, {self.cached} from cache"]
-        for (kind, op), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
-            lines.append(f"{count:5d}  {kind:<11}  {op}")
-        for verdict in self.left_alone:
-            lines.append(f"no promise: {verdict.op}  {verdict.where or ''}".rstrip())
-        return "\n".join(lines)
+        from bi_compile.report.text import summary
+
+        return summary(self)
+
+    def table(self) -> str:
+        """Every op of every graph, a line each."""
+        from bi_compile.report.text import table
+
+        return table(self)
+
+    def json(self) -> str:
+        """Everything in the report as JSON; docs/reading-a-report.md lists the keys."""
+        from bi_compile.report.data import to_json
+
+        return to_json(self)
+
+    def html(self, path: str | Path) -> Path:
+        """Write one HTML page that needs nothing else, no network either, and return its path."""
+        from bi_compile.report.page import render
+
+        target = Path(path)
+        target.write_text(render(self), encoding="utf-8")
+        return target
 
 
 _open: list[Report] = []
@@ -127,9 +193,9 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def collect() -> Iterator[Report]:
+def collect(name: str = "") -> Iterator[Report]:
     """The report of every compilation by this backend inside the `with` block."""
-    report = Report()
+    report = Report(name)
     with _lock:
         _open.append(report)
     try:
@@ -137,22 +203,6 @@ def collect() -> Iterator[Report]:
     finally:
         with _lock:
             _open.remove(report)
-
-
-def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
-    """Compile `fn` (a function or module) anew for these inputs, run it once and report on every op.
-
-    Raises what compiling raises; pass a model compiled nowhere else, since Dynamo forgets earlier results.
-    """
-    import torch
-
-    from bi_compile import inductor
-    from bi_compile.backend import batch_invariant
-
-    torch.compiler.reset()
-    with collect() as report, inductor.caches_off():
-        torch.compile(fn, backend=batch_invariant)(*args, **kwargs)
-    return report
 
 
 def record_compilation() -> None:

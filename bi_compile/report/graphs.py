@@ -1,0 +1,72 @@
+"""A final graph of the host and the verdicts on it -> what a report keeps of it."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from bi_compile.inductor import UserInput
+from bi_compile.report import Graph, Input, Verdict
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+
+
+def describe(graph: fx.Graph, verdicts: Sequence[Verdict], *, inputs: Mapping[int, UserInput]) -> Graph:
+    """What a report keeps of `graph`.
+
+    verdicts: of its nodes; those without one (sizes, items of tuples) are passed over.
+    inputs: what is known of the forward graph's inputs, by position.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    backward = any(name.startswith("tangents_") for name in nodes)
+    entering = []
+    for position, node in enumerate(graph.find_nodes(op="placeholder")):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            place = getattr(node.meta.get("desc"), "idx", position)
+            known = None if backward else inputs.get(place)
+            batched = value.dim() > 0 and not (known and known.owned)
+            entering.append(Input(node.name, known.name if known else node.name, shown(value), batched))
+    listed = {v.node for v in verdicts} | {i.node for i in entering}
+    completed = [_complete(v, nodes[v.node], listed) if v.node in nodes else v for v in verdicts]
+    return Graph(completed, tuple(entering), _sources(_returned(graph), listed), backward)
+
+
+def _complete(verdict: Verdict, node: fx.Node, listed: set[str]) -> Verdict:
+    origin = node.meta.get("original_aten")
+    text = "" if origin is None or origin is node.target else str(origin).removesuffix(".default")
+    return replace(
+        verdict,
+        inputs=_sources(node.all_input_nodes, listed),
+        value=verdict.value or shown(node.meta.get("val")),
+        origin="" if text == verdict.op.removesuffix(".default") else text,
+    )
+
+
+def _returned(graph: fx.Graph) -> list[fx.Node]:
+    return [node for output in graph.find_nodes(op="output") for node in output.all_input_nodes]
+
+
+def _sources(nodes: Sequence[fx.Node], listed: set[str]) -> tuple[str, ...]:
+    """The listed nodes behind some nodes: an item of a tuple is the op that made the tuple."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        while node.name not in listed and node.target is operator.getitem:
+            node = node.all_input_nodes[0]
+        if node.name in listed:
+            found[node.name] = None
+    return tuple(found)
+
+
+def shown(value: Any) -> str:
+    """A value's dtype and sizes: "f32[s0, 12, 64]"."""
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        letters = dtype.rstrip("0123456789")
+        return f"{_SHORT.get(letters, letters)}{dtype[len(letters) :]}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(shown(item) for item in value if item is not None)})"
+    return "" if value is None else str(value)

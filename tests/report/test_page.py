@@ -1,0 +1,125 @@
+"""The HTML page: everything is in it, nothing is loaded, and it opens in a browser where there is one."""
+
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bi_compile.report import Report
+from bi_compile.report.page import node_ids
+from tests.report.examples import bad, good, large
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, ids, visible text; checks that tags are closed in order."""
+
+    VOID = frozenset(("meta", "input", "br", "col", "path", "rect"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+
+
+def written(report: Report, folder: Path) -> str:
+    return report.html(folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=[good, bad, large], ids=lambda f: f.__name__)
+def report(request):
+    return request.param()
+
+
+def test_every_node_has_a_row_and_a_drawing(report, tmp_path):
+    page = Page(written(report, tmp_path))
+    assert len(page.ids) == len(set(page.ids))
+    for number, graph in enumerate(report.graphs):
+        ids = node_ids(graph)
+        parameters = {i.node for i in graph.inputs if not i.batched}
+        for name in (*(v.node for v in graph.verdicts), *(i.node for i in graph.inputs)):
+            assert f"r{number}-{ids[name]}" in page.ids
+            assert (f"n{number}-{ids[name]}" in page.ids) == (name not in parameters)
+    for verdict in report.verdicts[:50]:
+        for shown in (verdict.op, verdict.node, verdict.value, verdict.kind, verdict.reason or ""):
+            assert shown in page.text
+
+
+def test_nothing_is_loaded_from_elsewhere(report, tmp_path):
+    text = written(report, tmp_path)
+    assert not re.search(r"https?://|@import|url\(|<link|<iframe|<img", text)
+    assert not any({"src", "href"} & set(attrs) and tag != "a" for tag, attrs in Page(text).tags)
+
+
+def test_edges_say_where_the_batch_flows(tmp_path):
+    edges = [attrs for tag, attrs in Page(written(good(), tmp_path)).tags if tag == "path"]
+    ids = node_ids(good().graphs[0])
+    kinds = {attrs["data-e"]: attrs["class"] for attrs in edges}
+    assert kinds[f"{ids['x_1']} {ids['linear']}"] == "b"
+    assert kinds[f"{ids['ones']} {ids['add']}"] == "p"
+
+
+def test_trouble_is_listed_above_the_graph(tmp_path):
+    text = Page(written(bad(), tmp_path)).text.partition("node, op")[0]
+    for expected in ("a & b <i>", "x_1 → x", "graph break: call of print", "nn.LSTM ran as stock PyTorch",
+                     "output m, cumsum of graph 0 is not promised", "model.py:9, in forward"):  # fmt: skip
+        assert expected in text
+    assert "To look at" not in Page(written(good(), tmp_path)).text
+
+
+def test_two_thousand_nodes_are_small_and_fast(tmp_path):
+    report = large()
+    assert len(report.verdicts) == 2000
+    start = time.process_time()
+    path = report.html(tmp_path / "report.html")
+    assert time.process_time() - start < 5
+    assert path.stat().st_size < 3_000_000
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("make", [bad, large], ids=lambda f: f.__name__)
+def test_a_browser_runs_the_page(make, tmp_path):
+    # The script opens the node named in the address, writes its details and lights up its edges.
+    path = make().html(tmp_path / "report.html")
+    dom = rendered(f"{path.as_uri()}#r0-3", tmp_path / "profile")
+    details = re.search(r'<div class="details"[^>]*><h2>([^<]+)</h2>(.*?)</div>', dom)
+    assert details is not None
+    assert details[1] == make().graphs[0].verdicts[2 if make is bad else 1].node
+    assert "reads" in details[2]
+    assert dom.count('class="b near"') + dom.count('class="p near"') > 0
+    assert re.search(r'<svg[^>]*><g transform="translate\(', dom)
+
+
+def rendered(address: str, profile: Path) -> str:
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update "
+    flags += "--disable-background-networking --disable-sync --virtual-time-budget=2000 --dump-dom"
+    command = [str(BROWSER), *flags.split(), f"--user-data-dir={profile}", address]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout

@@ -1,0 +1,126 @@
+"""What a report holds and says: facts, rungs, text, JSON."""
+
+import json
+
+import pytest
+
+from bi_compile.report import (
+    CANONICAL,
+    ISOLATED,
+    LEFT_ALONE,
+    MIXES,
+    ORDER_FREE,
+    Break,
+    Graph,
+    Leak,
+    Report,
+    Verdict,
+    collect,
+    record_break,
+    record_compilation,
+    record_graph,
+    record_leak,
+)
+from bi_compile.report.rungs import rungs
+from bi_compile.report.trees import tree, tree_of
+from bi_compile.templates import registry
+from tests.report.examples import bad, good
+
+
+def test_a_report_holds_what_happened_while_it_was_open():
+    with collect() as outer:
+        record_compilation()
+        with collect() as inner:
+            record_graph(Graph([Verdict("bi_compile.mm", CANONICAL), Verdict("aten.sort", LEFT_ALONE)]))
+            for _ in range(2):
+                record_break(Break("print", "model.py:3"))
+                record_leak(Leak("skipped frame", "nn.LSTM runs as stock PyTorch"))
+    record_break(Break("later"))
+    assert inner.compilations == 0
+    assert outer.compilations == 1
+    for report in (outer, inner):
+        assert [v.op for v in report.verdicts] == ["bi_compile.mm", "aten.sort"]
+        assert report.breaks == [Break("print", "model.py:3")]
+        assert len(report.leaks) == 1
+
+
+def test_outputs_behind_a_refused_op_are_not_promised():
+    assert good().graphs[0].not_promised == []
+    assert bad().graphs[0].not_promised == ["m", "cumsum"]
+
+
+def of(*kinds: str, op: str = "bi_compile.attention") -> Report:
+    return Report("m", [Graph([Verdict(op, kind) for kind in kinds])], 1)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (of(CANONICAL, ORDER_FREE), "yes yes if if yes"),
+        (of(CANONICAL, ISOLATED), "yes yes no no yes"),
+        (of(CANONICAL, MIXES), "yes no no no yes"),
+        (of(CANONICAL, LEFT_ALONE), "no no no no no"),
+        (Report("m", of(CANONICAL).graphs, 1, breaks=[Break("print")]), "if if if if if"),
+        (Report("m", of(CANONICAL).graphs, 1, leaks=[Leak("skipped frame", "")]), "no no no no no"),
+        (Report("m", error="no compiler"), "no no no no no"),
+        (Report("m"), "no no no no no"),
+    ],
+    ids=["good", "isolated", "mixes", "left alone", "break", "leak", "error", "empty"],
+)
+def test_rungs_are_judged_by_the_verdicts(report, expected):
+    found = rungs(report)
+    assert "".join(rung.letter for rung in found) == "RBPQG"
+    assert " ".join(rung.holds for rung in found) == expected
+    assert all(rung.why for rung in found)
+
+
+def test_the_text_names_every_trouble():
+    text = str(bad())
+    for line in (
+        "<b>Bad</b>: refused: no promise for aten.m.dim, aten.u.default, aten.cumsum.default",
+        "mixes the batch: aten.m.dim (m): a & b <i>",
+        "  path x_1 > x",
+        "unknown: aten.u.default (u): no rule",
+        "sample by sample: aten.x.default (x): no template",
+        "not promised: output m, cumsum of graph 0",
+        "graph break: call of print",
+        "skipped frame: nn.LSTM ran as stock PyTorch",
+    ):
+        assert line in text.splitlines()
+
+
+def test_the_table_has_a_line_for_every_op():
+    lines = good().table().splitlines()
+    assert lines[0] == "graph 0"
+    assert len(lines) == 1 + 2 + 5
+    assert (
+        lines[4].split()
+        == (
+            "canonical erf aten.erf.default f32[B, 8] from aten.gelu "
+            "/home/me/model.py:7, in forward: return x + gelu(self.fc(x))"
+        ).split()
+    )
+
+
+@pytest.mark.parametrize("make", [good, bad])
+def test_json_holds_everything(make):
+    report = make()
+    data = json.loads(report.json())
+    assert data["promised"] is report.promised
+    assert [v["op"] for g in data["graphs"] for v in g["ops"]] == [v.op for v in report.verdicts]
+    assert [rung["letter"] for rung in data["rungs"]] == list("RBPQG")
+    assert len(data["refused"]) == len(report.refused)
+    assert data["breaks"] == [{"reason": b.reason, "where": b.where} for b in report.breaks]
+    canonical = {v.op for v in report.verdicts if v.kind == CANONICAL}
+    assert set(data["trees"]) == canonical
+
+
+def test_trees_are_read_from_the_contracts():
+    assert tree_of("bi_compile.mm") == tree("contraction")
+    assert tree("contraction").summary == "Products of matrices with one order of summation."
+    assert tree("contraction").constants == {"CONTRACTION_CHUNK": 256}
+    assert set(tree("attention").constants) == {"ATTENTION_KV_BLOCK", "ATTENTION_KV_SPLIT"}
+    assert tree_of("aten.erf.default") == tree("pointwise")
+    for family in set(registry.ops().values()):
+        assert tree(family).summary.endswith("."), family
+        assert len(str(tree(family))) < 200
