@@ -9,10 +9,20 @@ from typing import Any
 import torch
 
 from bi_compile import inductor
-from bi_compile.passes import contraction, normalization, pointwise, reduction, scan, scatter, softmax
+from bi_compile.passes import (
+    contraction,
+    convolution,
+    normalization,
+    pointwise,
+    reduction,
+    scan,
+    scatter,
+    softmax,
+)
 
 PIPELINE = (
     contraction,  # the products first: other decompositions end in them
+    convolution,  # likewise, with their gradients
     normalization,  # whole norms before the sums they are made of
     softmax,  # likewise
     reduction,  # what is left of sums, maxima and variances

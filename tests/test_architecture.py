@@ -19,6 +19,7 @@ ALLOWED = {
     "templates.registry": {"errors"},
     "templates.cpu": {"errors", "inductor", "numerics"},
     "templates.contraction": {"errors", "numerics", "templates.registry"},
+    "templates.convolution": {"errors", "numerics", "templates.registry", "templates.contraction"},
     "templates.reduction": {"errors", "numerics", "templates.registry"},
     "templates.softmax": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.normalization": {"errors", "numerics", "templates.registry", "templates.reduction"},
@@ -28,8 +29,8 @@ ALLOWED = {
     "templates.pointwise": {"errors", "numerics", "templates.registry"},
     "templates": set(),
     "passes": {
-        "analysis", "errors", "templates.contraction", "templates.reduction", "templates.softmax",
-        "templates.normalization", "templates.attention", "templates.pointwise",
+        "analysis", "errors", "templates.contraction", "templates.convolution", "templates.reduction",
+        "templates.softmax", "templates.normalization", "templates.attention", "templates.pointwise",
         "templates.scan", "templates.scatter",
     },
     "pipeline": {"inductor", "passes"},

@@ -19,7 +19,10 @@ REFUSED = {
     "digamma": (torch.digamma, "aten.digamma"),
     "fft": (lambda x: torch.fft.rfft(x).abs(), "complex"),
     "complex": (lambda x: torch.view_as_real(torch.complex(x, x) * torch.complex(x, x)), "torch.complex64"),
-    "convolution": (lambda x: F.conv1d(x[:, None], torch.ones(1, 1, 3)), "aten.convolution"),
+    "convolution of integers": (
+        lambda x: F.conv1d(x.long()[:, None], torch.ones(1, 1, 3).long()),
+        "aten.convolution",
+    ),
 }
 
 

@@ -322,21 +322,19 @@ ARCHITECTURES = (
         kind="seq2seq",
         extra={"use_cache": False},
     ),
+    Architecture(
+        "vit",
+        "ViTModel",
+        "ViTConfig",
+        {
+            "hidden_size": 60,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 118,
+            "image_size": 18,
+            "patch_size": 6,
+        },
+        "convolution over patches, class token",
+        kind="image",
+    ),
 )
-
-REFUSED = Architecture(
-    "vit",
-    "ViTModel",
-    "ViTConfig",
-    {
-        "hidden_size": 60,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 118,
-        "image_size": 18,
-        "patch_size": 6,
-    },
-    "convolution over patches, class token",
-    kind="image",
-)
-"""Its patches go through a convolution, which has no canonical lowering yet."""
