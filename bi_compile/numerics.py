@@ -19,8 +19,8 @@ of two a subtree.
 BF16_ORDERS = ("tiles", "pairs")
 """What a chunk of a bf16 contraction sums, in which order; `templates/contraction/contract.py` spells both.
 
-"tiles" is the order of the AMX instruction TDPBF16PS, about ten times as fast as anything else on machines that
-have it; "pairs" is that of VDPBF16PS, and of every machine without AMX. A process has one of them: its
+"tiles" is the order of the AMX instruction TDPBF16PS, about ten times as fast as anything else on machines
+that have it; "pairs" is that of VDPBF16PS, and of every machine without AMX. A process has one of them: its
 machine's, or the one that the environment variable BI_COMPILE_BF16_ORDER names. Every machine computes both.
 """
 
