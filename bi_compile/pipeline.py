@@ -12,6 +12,7 @@ from bi_compile import inductor
 from bi_compile.passes import (
     contraction,
     convolution,
+    embedding_bag,
     normalization,
     pointwise,
     reduction,
@@ -27,7 +28,8 @@ PIPELINE = (
     softmax,  # likewise
     reduction,  # what is left of sums, maxima and variances
     scan,  # running sums and products
-    scatter,  # additions into rows by index
+    embedding_bag,  # whole bags before the gathers and additions they are made of
+    scatter,  # additions and other reductions by index
     pointwise,  # one rounding for ops that hosts contract or choose formulas for
 )
 """Families of rewrites. A later one never sees what an earlier one replaced."""

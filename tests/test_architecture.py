@@ -25,7 +25,7 @@ ALLOWED = {
     "templates.normalization": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.attention": {"errors", "numerics", "templates.registry"},
     "templates.scan": {"errors", "numerics", "templates.registry", "templates.reduction"},
-    "templates.scatter": {"errors", "numerics", "templates.registry"},
+    "templates.scatter": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.pointwise": {"errors", "numerics", "templates.registry"},
     "templates": set(),
     "passes": {

@@ -91,8 +91,10 @@ def is_order_free(
         return False
     if namespace != "aten":
         return namespace == "bi_compile"
-    if name == "index_put":
+    if name in ("index_put", "index_put_"):
         return exact_dtype or not (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
+    if name == "scatter" and op._overloadname in ("reduce", "value_reduce"):
+        return exact_dtype
     if name.rstrip("_") in EXACT_FOR_INTEGERS and exact_dtype:
         return True
     # In-place ops are listed under the name of their functional form.

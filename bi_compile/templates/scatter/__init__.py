@@ -1,5 +1,5 @@
-"""Additions into rows chosen by an index, in one order."""
+"""Reductions into slots chosen by an index, each slot one chain in index order: see `contract`."""
 
-from bi_compile.templates.scatter.contract import embedding_grad
+from bi_compile.templates.scatter.contract import index_put_add, scatter_reduce
 
-__all__ = ["embedding_grad"]
+__all__ = ["index_put_add", "scatter_reduce"]
