@@ -8,11 +8,11 @@ from torch import fx
 
 from bi_compile import inductor
 from bi_compile.debug import Dump
+from bi_compile.errors import BatchInvariantError
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import record_compilation, record_graph
-from bi_compile.report.graphs import describe
 from bi_compile.verify import verify
 
 
@@ -35,9 +35,8 @@ def batch_invariant(
     inductor.make_batch_dynamic(module)
     record_compilation()
 
-    dump = Dump(parsed.dump)
+    dump = Dump(parsed.dump, module)
     dump.graph("captured", module.graph)
-    inputs = inductor.user_inputs(module)
     capture(module)
     dump.graph("whole_ops", module.graph)
     return inductor.compile_graph(
@@ -45,15 +44,21 @@ def batch_invariant(
         example_inputs,
         settings={**inductor.mode_options(mode), **parsed.inductor},
         decompositions=decompositions(),
-        verify=functools.partial(_verify, options=parsed, dump=dump, inputs=inputs),
+        traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
+        verify=functools.partial(_verify, options=parsed, dump=dump),
+        generated=dump.kernels,
         key=f"{fingerprint()}-{parsed.on_unsupported}",
         # Warnings and dumps come from the passes, and a cached graph runs none.
-        cached=parsed.on_unsupported == "error" and parsed.dump is None,
+        cached=parsed.on_unsupported == "error" and not dump.on,
     )
 
 
-def _verify(graph: fx.Graph, *, options: Options, dump: Dump, inputs: dict[int, inductor.UserInput]) -> None:
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
     dump.graph("final", graph)
-    verdicts = verify(graph, options.on_unsupported)
-    dump.verdicts("verdicts", verdicts)
-    record_graph(describe(graph, verdicts, inputs=inputs))
+    try:
+        verdicts = verify(graph, options.on_unsupported)
+    except BatchInvariantError:
+        if dump.on:
+            dump.verified(graph, verify(graph, "ignore"))
+        raise
+    record_graph(dump.verified(graph, verdicts))

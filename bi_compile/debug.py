@@ -1,32 +1,84 @@
-"""The dump: numbered readable graphs of each compilation and its report, as files a person can read."""
+"""The dump: numbered readable graphs of each compilation, its report and its kernels, as files and in logs.
+
+`options={"dump": folder}` or BI_COMPILE_DUMP writes files, TORCH_LOGS="+bi_compile" logs the same texts, and
+TORCH_TRACE has them as artifacts.
+"""
 
 import itertools
+import logging
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import fx
 
-from bi_compile.report import Verdict
+from bi_compile import inductor
+from bi_compile.report import Graph, Report, Verdict
+from bi_compile.report.code import annotated
+from bi_compile.report.graphs import describe
 
-_numbers = itertools.count()
+_log = logging.getLogger("bi_compile")
 
 
 class Dump:
-    """Writes the stages of one compilation below `folder`; does nothing where no folder was asked for."""
+    """Shows the stages of one compilation, where anybody asked for them.
 
-    def __init__(self, folder: str | None) -> None:
-        self._folder = Path(folder) / f"{next(_numbers):03d}" if folder else None
-        self._stage = itertools.count()
-        if self._folder:
-            self._folder.mkdir(parents=True, exist_ok=True)
+    folder: below which files are written, or None.
+    """
+
+    def __init__(self, folder: str | None, module: fx.GraphModule) -> None:
+        self._folder = _new_folder(Path(folder)) if folder else None
+        self._inputs = inductor.user_inputs(module)
+        self._batch = inductor.batch_symbols(module)
+        self._number = itertools.count()
+        self._last = ""
+        self._report = Report(f"compilation {self._folder.name}" if self._folder else "compilation")
+
+    @property
+    def on(self) -> bool:
+        """Whether files or logs are wanted; a compilation from a cache would have none."""
+        return self._folder is not None or _log.isEnabledFor(logging.DEBUG)
 
     def graph(self, name: str, graph: fx.Graph) -> None:
-        """Write a graph as Python code."""
-        if self._folder:
-            code = graph.python_code("self", verbose=False, include_stride=True).src
-            (self._folder / f"{next(self._stage):02d}_{name}.py").write_text(code)
+        """Show a graph as Python code, unless it is the one shown last."""
+        code = annotated(graph, self._batch) if self.on else ""
+        if self.on and code == self._last:
+            return
+        self._last = code
+        self._show(f"{next(self._number):02d}_{name}.py", lambda: code or annotated(graph, self._batch))
 
-    def verdicts(self, name: str, verdicts: list[Verdict]) -> None:
-        """Write the verdict of each op of a final graph."""
+    def verified(self, graph: fx.Graph, verdicts: Sequence[Verdict]) -> Graph:
+        """What a report keeps of a final graph; shows the report of the graphs so far."""
+        found = describe(graph, verdicts, inputs=self._inputs, batch=self._batch)
+        self._report.graphs.append(found)
+        self._report.compilations = 1
+        self._show("report.txt", lambda: f"{self._report}\n\n{self._report.table()}\n")
         if self._folder:
-            rows = [f"{v.kind:<11}  {v.op:<40}  {v.where or ''}".rstrip() for v in verdicts]
-            (self._folder / f"{next(self._stage):02d}_{name}.txt").write_text("\n".join(rows) + "\n")
+            (self._folder / "report.json").write_text(self._report.json(), encoding="utf-8")
+            self._report.html(self._folder / "report.html")
+        return found
+
+    def kernels(self, direction: str, file: str, code: str) -> None:
+        """Show where the generated code of one direction is, and the names of the kernels in it."""
+        names = sorted(set(re.findall(r"\b(?:cpp|triton)_\w*fused_\w+", code)))
+        text = "\n".join([file, *(f"  {name}" for name in names)]) + "\n"
+        self._show(f"{next(self._number):02d}_kernels_{direction}.txt", lambda: text)
+
+    def _show(self, name: str, text: Callable[[], str]) -> None:
+        if self._folder:
+            (self._folder / name).write_text(text(), encoding="utf-8")
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s\n%s", name, text())
+        inductor.trace_artifact(f"bi_compile_{name.rpartition('.')[0]}", text)
+
+
+def _new_folder(base: Path) -> Path:
+    """A folder of the next free number below `base`."""
+    for number in itertools.count():
+        folder = base / f"{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")

@@ -140,14 +140,18 @@ def compile_graph(
     *,
     settings: Mapping[str, Any],
     decompositions: Mapping[Any, Any],
+    traced: Callable[[fx.Graph, str], None],
     verify: Callable[[fx.Graph], None],
+    generated: Callable[[str, str, str], None],
     key: str,
     cached: bool,
 ) -> Callable[..., Any]:
     """Compile a graph from Dynamo with Inductor.
 
     settings: Inductor settings of this compilation, below the pinned ones.
+    traced: called with the graph of ATen ops and the direction, "forward" or "backward".
     verify: called with the final graph of each direction, after all of Inductor's own passes.
+    generated: called with the direction, the file of the generated code and that code.
     key: what the result depends on besides the graph and the settings; part of every cache key.
     cached: whether results may come from, and go to, Inductor's caches.
     """
@@ -160,11 +164,15 @@ def compile_graph(
 
     def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
         # The backward graph is compiled long after this function has returned: the settings come along.
+        direction = "backward" if options.get("is_backward") else "forward"
+        traced(graph_module.graph, direction)
         compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
         if _graphs_only.get():
             return _check_only(graph_module, compile_inner)
         with canonical_codegen():
-            return compile_inner()
+            compiled = compile_inner()
+        generated(direction, _code_file(compiled), getattr(compiled, "source_code", ""))
+        return compiled
 
     autograd_cache = functorch_config.enable_autograd_cache and cached
     with functorch_config.patch(enable_autograd_cache=autograd_cache), _rounding_casts():
@@ -175,6 +183,20 @@ def compile_graph(
             config_patches=patches,
             decompositions=decompositions,  # type: ignore[arg-type]
         )
+
+
+def _code_file(compiled: Any) -> str:
+    from torch._inductor.codecache import get_path
+
+    key = getattr(compiled, "cache_key", None)
+    return get_path(key, "py")[2] if key else ""
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text among the artifacts of TORCH_TRACE, where that is on."""
+    torch._logging.trace_structured(
+        "artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text
+    )
 
 
 _graphs_only: ContextVar[bool] = ContextVar("graphs_only", default=False)
@@ -266,13 +288,6 @@ def refuse_foreign_devices(inputs: Sequence[Any]) -> None:
             raise UnsupportedDeviceError(str(value.device), "CPU")
 
 
-@contextmanager
-def caches_off() -> Iterator[None]:
-    """Compile everything anew."""
-    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
-        yield
-
-
 def make_batch_dynamic(module: fx.GraphModule) -> None:
     """Ask Dynamo to trace again with dim 0 of every real input dynamic, unless it is already.
 
@@ -339,6 +354,11 @@ def user_inputs(module: fx.GraphModule) -> dict[int, UserInput]:
     return found
 
 
+def batch_symbols(module: fx.GraphModule) -> dict[str, str]:
+    """The symbols that stand for the batch in a graph from Dynamo: {"s77": "B"}."""
+    return {str(seen.shape[0]): "B" for _, seen in _real_inputs(module) if not isinstance(seen.shape[0], int)}
+
+
 def _is_owned(source: Any) -> bool:
     guard = source.guard_source
     return guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()
@@ -373,12 +393,3 @@ def watch_recompile_limit() -> None:
     logger = logging.getLogger("torch._dynamo.convert_frame")
     if not any(isinstance(f, _RecompileLimit) for f in logger.filters):
         logger.addFilter(_RecompileLimit())
-
-
-@contextmanager
-def fresh_cache() -> Iterator[None]:
-    """An empty compilation cache of its own, for tests."""
-    from torch._inductor.utils import fresh_inductor_cache
-
-    with fresh_inductor_cache():
-        yield

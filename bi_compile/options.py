@@ -9,6 +9,7 @@ from bi_compile import inductor
 from bi_compile.errors import OptionError
 
 _ON_UNSUPPORTED = ("error", "warn", "ignore")
+_SWITCH = {True: "bi_compile_dump", "1": "bi_compile_dump", False: None, "0": None}
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Options:
 
     on_unsupported: what to do with an op that has no batch-invariant lowering: "error" refuses to compile,
         "warn" leaves the op as stock PyTorch has it and says so, "ignore" leaves it and is silent.
-    dump: folder into which the rewritten graphs and the report of each compilation are written.
+    dump: folder into which the graphs and the report of each compilation are written; True, or "1" in the
+        environment, is the folder "bi_compile_dump".
     inductor: options passed through to Inductor.
     """
 
@@ -42,8 +44,9 @@ class Options:
                 values[name] = os.environ[variable]
         if values.get("on_unsupported", "error") not in _ON_UNSUPPORTED:
             raise OptionError.bad_value("on_unsupported", values["on_unsupported"], _ON_UNSUPPORTED)
-        if not isinstance(values.get("dump"), str | os.PathLike | None):
+        if not isinstance(values.get("dump"), str | os.PathLike | bool | None):
             raise OptionError.bad_value("dump", values["dump"], ["a folder name"])
+        values["dump"] = _SWITCH.get(values.get("dump"), values.get("dump"))
         for key, value in given.items():
             if not inductor.is_option(key):
                 raise OptionError.unknown_key(key, own)

@@ -54,6 +54,24 @@ def test_environment_variables_stand_below_explicit_options(monkeypatch):
         Options.parse(None)
 
 
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        (True, "bi_compile_dump"),
+        ("1", "bi_compile_dump"),
+        (False, None),
+        ("0", None),
+        (None, None),
+        ("x", "x"),
+    ],
+)
+def test_dump_is_a_folder_or_a_switch(given, folder, monkeypatch):
+    assert Options.parse({"dump": given}).dump == folder
+    if isinstance(given, str):
+        monkeypatch.setenv("BI_COMPILE_DUMP", given)
+        assert Options.parse(None).dump == folder
+
+
 def test_the_first_line_stands_alone_inside_dynamos_wrapping():
     torch.compiler.reset()
     compiled = torch.compile(lambda x: x + 1, backend="batch_invariant", options={"dmup": "x"})

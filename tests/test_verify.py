@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._inductor.utils import fresh_inductor_cache
 
 import bi_compile
-from bi_compile import inductor
 from bi_compile.report import LEFT_ALONE, collect
 
 X = torch.randn(4, 6)
@@ -126,7 +126,7 @@ def test_caches_see_the_options_and_our_source(monkeypatch):
         found = counters["aot_autograd"]
         return found["autograd_cache_hit"], found["autograd_cache_miss"]
 
-    with inductor.fresh_cache():
+    with fresh_inductor_cache():
         assert hits_and_misses() == (0, 1)
         assert hits_and_misses() == (1, 0)
         monkeypatch.setattr(backend, "fingerprint", lambda: "an edited pass")

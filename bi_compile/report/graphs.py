@@ -1,6 +1,7 @@
 """A final graph of the host and the verdicts on it -> what a report keeps of it."""
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +15,17 @@ from bi_compile.report import Graph, Input, Verdict
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 
 
-def describe(graph: fx.Graph, verdicts: Sequence[Verdict], *, inputs: Mapping[int, UserInput]) -> Graph:
+def describe(
+    graph: fx.Graph,
+    verdicts: Sequence[Verdict],
+    *,
+    inputs: Mapping[int, UserInput],
+    batch: Mapping[str, str],
+) -> Graph:
     """What a report keeps of `graph`.
 
     verdicts: of its nodes; those without one (sizes, items of tuples) are passed over.
-    inputs: what is known of the forward graph's inputs, by position.
+    inputs: what is known of the forward graph's inputs, by position. batch: see `shown`.
     """
     nodes = {node.name: node for node in graph.nodes}
     backward = any(name.startswith("tangents_") for name in nodes)
@@ -29,21 +36,27 @@ def describe(graph: fx.Graph, verdicts: Sequence[Verdict], *, inputs: Mapping[in
             place = getattr(node.meta.get("desc"), "idx", position)
             known = None if backward else inputs.get(place)
             batched = value.dim() > 0 and not (known and known.owned)
-            entering.append(Input(node.name, known.name if known else node.name, shown(value), batched))
+            entering.append(
+                Input(node.name, known.name if known else node.name, shown(value, batch), batched)
+            )
     listed = {v.node for v in verdicts} | {i.node for i in entering}
-    completed = [_complete(v, nodes[v.node], listed) if v.node in nodes else v for v in verdicts]
+    completed = [_complete(v, nodes[v.node], listed, batch) if v.node in nodes else v for v in verdicts]
     return Graph(completed, tuple(entering), _sources(_returned(graph), listed), backward)
 
 
-def _complete(verdict: Verdict, node: fx.Node, listed: set[str]) -> Verdict:
-    origin = node.meta.get("original_aten")
-    text = "" if origin is None or origin is node.target else str(origin).removesuffix(".default")
+def _complete(verdict: Verdict, node: fx.Node, listed: set[str], batch: Mapping[str, str]) -> Verdict:
     return replace(
         verdict,
         inputs=_sources(node.all_input_nodes, listed),
-        value=verdict.value or shown(node.meta.get("val")),
-        origin="" if text == verdict.op.removesuffix(".default") else text,
+        value=verdict.value or shown(node.meta.get("val"), batch),
+        origin=original(node),
     )
+
+
+def original(node: fx.Node) -> str:
+    """The op of the model a node was rewritten from, or "" where it is that op."""
+    op = str(node.meta.get("original_aten") or node.target).removesuffix(".default")
+    return "" if op == str(node.target).removesuffix(".default") else op
 
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
@@ -61,12 +74,16 @@ def _sources(nodes: Sequence[fx.Node], listed: set[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def shown(value: Any) -> str:
-    """A value's dtype and sizes: "f32[s0, 12, 64]"."""
+def shown(value: Any, batch: Mapping[str, str]) -> str:
+    """A value's dtype and sizes: "f32[B, 12, 64]".
+
+    batch: symbol of the host -> name of the batch it stands for, such as {"s77": "B"}.
+    """
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         letters = dtype.rstrip("0123456789")
-        return f"{_SHORT.get(letters, letters)}{dtype[len(letters) :]}[{', '.join(map(str, value.shape))}]"
+        sizes = re.sub(r"\b[su]\d+\b", lambda m: batch.get(m[0], m[0]), ", ".join(map(str, value.shape)))
+        return f"{_SHORT.get(letters, letters)}{dtype[len(letters) :]}[{sizes}]"
     if isinstance(value, tuple | list):
-        return f"({', '.join(shown(item) for item in value if item is not None)})"
-    return "" if value is None else str(value)
+        return f"({', '.join(shown(item, batch) for item in value if item is not None)})"
+    return "" if value is None else batch.get(str(value), str(value))
