@@ -15,6 +15,7 @@ from bi_compile.passes import (
     embedding_bag,
     normalization,
     pointwise,
+    pooling,
     reduction,
     scan,
     scatter,
@@ -26,6 +27,7 @@ PIPELINE = (
     convolution,  # likewise, with their gradients
     normalization,  # whole norms before the sums they are made of
     softmax,  # likewise
+    pooling,  # windows, by sums or elementwise chains
     reduction,  # what is left of sums, maxima and variances
     scan,  # running sums and products
     embedding_bag,  # whole bags before the gathers and additions they are made of
