@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from bi_compile import inductor
+from bi_compile import dynamo, inductor
 from bi_compile.debug import Dump
+from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
@@ -30,8 +31,9 @@ def batch_invariant(
     """
     parsed = Options.parse(options)
     inductor.refuse_foreign_devices(example_inputs)
+    inductor.refuse_disabled_check(parsed.inductor)
     inductor.require_compiler()
-    inductor.watch_recompile_limit()
+    dynamo.watch_recompile_limit()
     inductor.make_batch_dynamic(module)
     record_compilation()
 
@@ -39,7 +41,7 @@ def batch_invariant(
     dump.graph("captured", module.graph)
     capture(module)
     dump.graph("whole_ops", module.graph)
-    return inductor.compile_graph(
+    compiled = inductor.compile_graph(
         module,
         example_inputs,
         settings={**inductor.mode_options(mode), **parsed.inductor},
@@ -51,6 +53,7 @@ def batch_invariant(
         # Warnings and dumps come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on,
     )
+    return dynamo.graph_alone(compiled)
 
 
 def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
@@ -62,3 +65,6 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
             dump.verified(graph, verify(graph, "ignore"))
         raise
     record_graph(dump.verified(graph, verdicts))
+
+
+dynamo.watch(batch_invariant, outside=OutsideGraphs)

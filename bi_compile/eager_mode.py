@@ -4,16 +4,18 @@ The same rewrites as in compiled graphs, put in at the same two places: whole op
 are called, ATen ops below autograd. So eager results equal compiled ones bit for bit, and are their oracle.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack
+from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bi_compile import dynamo
 from bi_compile.analysis.order import base_name, is_order_free
 from bi_compile.errors import UnsupportedOpError
 from bi_compile.options import Options
@@ -23,17 +25,41 @@ from bi_compile.templates.pointwise import binary, unary
 from bi_compile.templates.pointwise.functions import expressions
 
 
-@contextmanager
-def eager(*, on_unsupported: str = "error") -> Iterator[None]:
+def eager(*, on_unsupported: str = "error") -> "Block":
     """Run every PyTorch op in the block, gradients included, by its canonical definition.
+
+    As a decorator, `@bi_compile.eager()`, it also keeps the function out of compiled graphs.
 
     on_unsupported: "error" raises UnsupportedOpError for an op that has none; "warn" and "ignore" run it as
         stock PyTorch does.
     Raises OptionError for another value.
     """
-    options = Options.parse({"on_unsupported": on_unsupported})
-    with _WholeOps(), _CanonicalOps(options.on_unsupported):
-        yield
+    return Block(Options.parse({"on_unsupported": on_unsupported}).on_unsupported)
+
+
+class Block:
+    """What `eager` returns: a context manager, and a decorator."""
+
+    def __init__(self, on_unsupported: str) -> None:
+        self._on_unsupported = on_unsupported
+        self._open: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        with ExitStack() as modes:
+            modes.enter_context(_WholeOps())
+            modes.enter_context(_CanonicalOps(self._on_unsupported))
+            self._open.append(modes.pop_all())
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.pop().__exit__(*error)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with Block(self._on_unsupported):
+                return function(*args, **kwargs)
+
+        return torch.compiler.disable(run, reason="bi_compile.eager")
 
 
 class _WholeOps(TorchFunctionMode):
@@ -82,9 +108,44 @@ class _CanonicalOps(TorchDispatchMode):
                 where=None,
                 reason="its result may depend on an order of evaluation that nobody has fixed",
             )
+        if self._on_unsupported == "report":
+            stack = traceback.extract_stack()
+            dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch", stack)
         if self._on_unsupported == "warn":
             warnings.warn(f"bi_compile.eager: {func} runs as stock PyTorch", RuntimeWarning, stacklevel=2)
         return func(*args, **kwargs)
+
+
+class OutsideGraphs(_CanonicalOps):
+    """Computes canonically what Dynamo runs between graphs and instead of them, and reports what it cannot.
+
+    Whole ops arrive taken apart: Dynamo would trace a mode that catches functions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("report")
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Asked by Dynamo, which otherwise compiles nothing under a mode."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
+        if differentiated and any(r.alias_info is None for r in func._schema.returns):
+            dynamo.leak("gradient outside graphs", "outside graphs, gradients are stock PyTorch's")
+        elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            return _attention(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _attention(
+    query: Any, key: Any, value: Any, dropout_p: float = 0.0, is_causal: bool = False, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The canonical attention, and in place of its log-sum-exp, which gradients alone read, nothing."""
+    mask = options.pop("attn_mask", None)
+    build = CAPTURED[torch.ops.aten.scaled_dot_product_attention.default]
+    return build(query, key, value, mask, dropout_p, is_causal, **options), query.new_empty(0)
 
 
 def _is_order_free(func: Any, args: Any, kwargs: Any) -> bool:

@@ -12,17 +12,18 @@ class BatchInvariantError(Exception):
     """Base of all errors of bi_compile."""
 
 
+def _text(what: str, details: Iterable[str], where: str | None, hint: str) -> str:
+    place = [f"  {where}"] if where else []
+    return "\n".join([what, *(f"  {detail}" for detail in details), *place, f"Hint: {hint}"])
+
+
 class _Message(BatchInvariantError):
     """An error put together from its parts: one line of what, then details, then where, then a hint."""
 
     def __init__(
         self, what: str, *, details: Iterable[str] = (), where: str | None = None, hint: str
     ) -> None:
-        lines = [what, *(f"  {detail}" for detail in details)]
-        if where:
-            lines.append(f"  {where}")
-        lines.append(f"Hint: {hint}")
-        super().__init__("\n".join(lines))
+        super().__init__(_text(what, details, where, hint))
         self.what = what
         self.where = where
         self.hint = hint
@@ -131,3 +132,33 @@ class RecompileLimitError(_Message):
             hint="let sizes be dynamic (do not pass dynamic=False), or raise the limit: "
             f"torch._dynamo.config.{limit or 'recompile_limit'} = 64.",
         )
+
+
+class DisabledCheckError(_Message):
+    """Inductor was told to skip the pass that checks the final graph."""
+
+    def __init__(self, value: str) -> None:
+        super().__init__(
+            f"disabled_passes={value!r} would skip the check of the final graph",
+            details=["it matches 'post_grad_custom_post_pass', whose place the check takes"],
+            hint="take that name out of TORCHINDUCTOR_DISABLED_PASSES, or of the option 'disabled_passes'.",
+        )
+
+
+class LeakWarning(RuntimeWarning):
+    """Something runs as stock PyTorch, and nothing is promised for it. Shown once a line of the user."""
+
+    def __init__(self, what: str, *, kind: str, where: str | None) -> None:
+        super().__init__(_text(what, (), where, _WAYS_OUT[kind]))
+        self.kind = kind
+        self.where = where
+
+
+_WAYS_OUT = {
+    "outside graphs": "compute it by ops that have a canonical form (docs/ops.md); "
+    "fullgraph=True refuses to leave graphs.",
+    "gradient outside graphs": "call backward() under bi_compile.eager(); "
+    "fullgraph=True refuses to leave graphs.",
+    "stance": "leave torch.compiler.set_stance's force_backend out.",
+    "disabled": "unset it, or call the model under bi_compile.eager().",
+}

@@ -1,10 +1,9 @@
-"""The only file that names Inductor settings or private torch APIs: one place per torch version.
+"""The only file that names Inductor settings and privates, one place per torch version; Dynamo's: `dynamo`.
 
 `templates/pointwise/inductor.py` belongs to it: the pointwise functions in generated code.
 """
 
 import functools
-import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from unittest import mock
 import torch
 from torch import fx
 
-from bi_compile.errors import CompilerNotFoundError, RecompileLimitError, UnsupportedDeviceError
+from bi_compile.errors import CompilerNotFoundError, DisabledCheckError, UnsupportedDeviceError
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 
 
@@ -91,6 +90,8 @@ _PINNED = {
 }
 """Settings every compilation runs under."""
 
+_CHECKING_PASS = "post_grad_custom_post_pass"
+
 _BEFORE_2_13 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13)
 
 _REFUSED = {
@@ -99,7 +100,7 @@ _REFUSED = {
     "cpp.enable_unsafe_math_opt_flag": "the C++ compiler would be free to reorder sums",
     "joint_graph_constant_folding": "x * 0 would be 0 where x is NaN",
     "cpp.simdlen": "graphs compiled for another vector length use another vector math",
-    "post_grad_custom_post_pass": "the check of the final graph runs in its place",
+    _CHECKING_PASS: "the check of the final graph runs in its place",
     "use_fast_math": "functions would be approximated differently in different kernels",
     "cpp.use_decompose_tanh": "tanh would have two formulas",
 }
@@ -158,7 +159,7 @@ def compile_graph(
     from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx as host
 
-    patches = {**settings, **_PINNED, "post_grad_custom_post_pass": _final_pass(verify, key)}
+    patches = {**settings, **_PINNED, _CHECKING_PASS: _final_pass(verify, key)}
     if not cached:
         patches["fx_graph_cache"] = False
 
@@ -288,6 +289,18 @@ def refuse_foreign_devices(inputs: Sequence[Any]) -> None:
             raise UnsupportedDeviceError(str(value.device), "CPU")
 
 
+def refuse_disabled_check(settings: Mapping[str, Any]) -> None:
+    """Raise DisabledCheckError if Inductor was told to skip the pass that checks the final graph.
+
+    It matches names of passes as parts of one string, TORCHINDUCTOR_DISABLED_PASSES.
+    """
+    from torch._inductor import config
+
+    for value in (settings.get("disabled_passes"), getattr(config, "disabled_passes", None)):
+        if _CHECKING_PASS.upper() in str(value or "").upper():
+            raise DisabledCheckError(str(value))
+
+
 def make_batch_dynamic(module: fx.GraphModule) -> None:
     """Ask Dynamo to trace again with dim 0 of every real input dynamic, unless it is already.
 
@@ -362,34 +375,3 @@ def batch_symbols(module: fx.GraphModule) -> dict[str, str]:
 def _is_owned(source: Any) -> bool:
     guard = source.guard_source
     return guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()
-
-
-_frames: set[int] = set()
-
-
-class _RecompileLimit(logging.Filter):
-    """Turns Dynamo's silent step to eager execution into an error, for functions this backend compiled."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        from torch._guards import CompileContext
-
-        if not str(record.msg).startswith("torch._dynamo hit config."):
-            return True
-        context = CompileContext.current_compile_id()
-        if context is not None and context.frame_id in _frames:
-            arguments = record.args if isinstance(record.args, tuple) else ()
-            limit, value, function = (*map(str, arguments[:3]), "", "", "")[:3]
-            raise RecompileLimitError(limit, value, function)
-        return True
-
-
-def watch_recompile_limit() -> None:
-    """Refuse, for the frame being compiled, the eager execution that follows Dynamo's recompile limit."""
-    from torch._guards import CompileContext
-
-    context = CompileContext.current_compile_id()
-    if context is not None and context.frame_id is not None:
-        _frames.add(context.frame_id)
-    logger = logging.getLogger("torch._dynamo.convert_frame")
-    if not any(isinstance(f, _RecompileLimit) for f in logger.filters):
-        logger.addFilter(_RecompileLimit())

@@ -86,6 +86,37 @@ def test_recompile_limit():
     )
 
 
+def test_disabled_check():
+    check(
+        errors.DisabledCheckError("POST_GRAD_CUSTOM_POST_PASS"),
+        "disabled_passes='POST_GRAD_CUSTOM_POST_PASS' would skip the check of the final graph\n"
+        "  it matches 'post_grad_custom_post_pass', whose place the check takes\n"
+        "Hint: take that name out of TORCHINDUCTOR_DISABLED_PASSES, or of the option 'disabled_passes'.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        (
+            "outside graphs",
+            "compute it by ops that have a canonical form (docs/ops.md); "
+            "fullgraph=True refuses to leave graphs.",
+        ),
+        (
+            "gradient outside graphs",
+            "call backward() under bi_compile.eager(); fullgraph=True refuses to leave graphs.",
+        ),
+        ("stance", "leave torch.compiler.set_stance's force_backend out."),
+        ("disabled", "unset it, or call the model under bi_compile.eager()."),
+    ],
+)
+def test_leak_warning(kind, hint):
+    warning = errors.LeakWarning("x runs as stock PyTorch", kind=kind, where="model.py:3, in f:  x(y)")
+    assert str(warning) == f"x runs as stock PyTorch\n  model.py:3, in f:  x(y)\nHint: {hint}"
+    assert set(errors._WAYS_OUT) == {"outside graphs", "gradient outside graphs", "stance", "disabled"}
+
+
 def test_option_errors():
     check(
         errors.OptionError.breaks_promise("use_fast_math", True, "why"),

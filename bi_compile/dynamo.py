@@ -1,0 +1,278 @@
+"""Dynamo, and what it runs without asking a backend. Its privates are named here and nowhere else.
+
+Dynamo hands a backend the graphs it captured. The rest of a compiled function (a frame it skips, the call at
+which a graph ended, all of it once a stance or a setting says so) runs as ordinary PyTorch code. The hooks
+below watch functions compiled with this backend, and no others. While such a function is called, and as soon
+as anything in it is known to run outside graphs, a mode computes that canonically.
+"""
+
+import functools
+import logging
+import os
+import re
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bi_compile.errors import BatchInvariantError, LeakWarning, RecompileLimitError
+from bi_compile.report import Break, Leak, record_break, record_leak
+
+
+@dataclass
+class _Attempt:
+    """One frame on its way through Dynamo."""
+
+    breaks: list[tuple[str, Sequence[traceback.FrameSummary]]] = field(default_factory=list)
+    error: Exception | None = None
+    captured: bool = True
+
+
+class _Thread(threading.local):
+    """calls: of compiled functions, now. left: whether one has just ended. mode: the one outside graphs."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.left = False
+        self.mode: TorchDispatchMode | None = None
+        self.attempts: list[_Attempt] = []
+
+
+_thread = _Thread()
+_backend: Callable[..., Any] | None = None
+_outside: Callable[[], TorchDispatchMode] | None = None
+_leaves_graphs = False
+_warned: set[Leak] = set()
+
+
+def watch(backend: Callable[..., Any], outside: Callable[[], TorchDispatchMode]) -> None:
+    """From now on, what functions compiled with `backend` run outside graphs runs under `outside()`."""
+    global _backend, _outside
+    from torch._dynamo import convert_frame, eval_frame, trace_rules
+
+    if _backend is not None:
+        return
+    _backend, _outside = backend, outside
+    trace_rules.add(__name__)  # the hooks themselves are no code to be compiled
+    _wrap(eval_frame._TorchDynamoContext, "__init__", _context)
+    _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
+    _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
+    _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        leak("disabled", "every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1")
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    stock = getattr(owner, name)
+
+    @functools.wraps(stock)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        return around(stock, *args, **kwargs)
+
+    setattr(owner, name, watched)
+
+
+def _context(stock: Callable[..., Any], self: Any, callback: Any, *args: Any, **kwargs: Any) -> None:
+    """torch.compile makes the object whose hooks surround each call of the compiled function."""
+    stock(self, callback, *args, **kwargs)
+    if _is_ours(callback):
+        self.enter_exit_hooks.append(_enter)
+
+
+def _enter() -> Callable[[], None]:
+    from torch._dynamo import config, eval_frame
+
+    stance = eval_frame._stance
+    if stance.backend is not None:
+        leak("stance", f"torch.compiler.set_stance compiles with {stance.backend!r} instead of this backend")
+    _thread.calls += 1
+    if _leaves_graphs or config.disable or stance.stance != "default" or torch._C._len_torch_dispatch_stack():
+        _compute_outside_graphs()
+    return _leave
+
+
+def _leave() -> None:
+    _thread.calls -= 1
+    _thread.left = True
+
+
+def _callback(stock: Callable[..., Any], callback: Any) -> Any:
+    """The last act of a call: before it, Dynamo puts back the dispatcher's state as it was at the start."""
+    result = stock(callback)
+    if _thread.left and (mode := _thread.mode) is not None:
+        mode.__exit__(None, None, None)
+        _thread.mode = mode if _thread.calls else None
+        if _thread.calls:
+            mode.__enter__()
+    _thread.left = False
+    return result
+
+
+def _compute_outside_graphs() -> None:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
+
+    assert _outside is not None
+    if _thread.calls and not any(type(mode).__module__.startswith("bi_compile.") for mode in modes()):
+        _thread.mode = _outside()
+        _thread.mode.__enter__()
+
+
+def graph_alone(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled`, a graph, without the mode that is meant for what is outside graphs."""
+
+    from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode, _push_mode
+
+    def run(*args: Any) -> Any:
+        mode = _thread.mode
+        if mode is None or _get_current_dispatch_mode() is not mode:
+            return compiled(*args)
+        _pop_mode()
+        try:
+            return compiled(*args)
+        finally:
+            _push_mode(mode)
+
+    return run
+
+
+def _frame(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:
+    """Dynamo is asked for the code of a frame. It may decline, and the frame then runs as it is."""
+    if not _is_ours(self):
+        return stock(self, frame, *args, **kwargs)
+    attempt = _Attempt()
+    _thread.attempts.append(attempt)
+    try:
+        result = stock(self, frame, *args, **kwargs)
+    finally:
+        _thread.attempts.pop()
+    _report(attempt, frame)
+    return result
+
+
+def _capture(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:
+    """Dynamo captures a frame."""
+    if not _thread.attempts:
+        return stock(self, frame, *args, **kwargs)
+    from torch._dynamo.utils import graph_break_reasons
+
+    attempt, before = _thread.attempts[-1], len(graph_break_reasons)
+    try:
+        result = stock(self, frame, *args, **kwargs)
+        attempt.captured = result.guarded_code is not None
+        return result
+    except Exception as error:
+        attempt.error = error
+        raise
+    finally:
+        attempt.breaks += [(r.reason, r.user_stack) for r in graph_break_reasons[before:] if r.graph_break]
+
+
+def _report(attempt: _Attempt, frame: Any) -> None:
+    """Act on what became of a frame: Dynamo has swallowed its errors."""
+    global _leaves_graphs
+    error = attempt.error
+    refusal = getattr(error, "inner_exception", error)
+    if error is not None and isinstance(refusal, BatchInvariantError):
+        raise error  # under suppress_errors the frame would run nevertheless
+    if error is not None and _has_tensors(frame):
+        code = frame.f_code
+        function = f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
+        where = user_line(getattr(error, "real_stack", ())) or function
+        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {_sentence(str(error))}", where))
+    elif error is None:
+        for reason, stack in attempt.breaks:
+            record_break(Break(_sentence(reason), user_line(stack)))
+    if error is not None or attempt.breaks or not attempt.captured:
+        _leaves_graphs = True
+        _compute_outside_graphs()
+
+
+def leak(kind: str, reason: str, stack: Sequence[traceback.FrameSummary] = ()) -> None:
+    """Report, and warn once for each of the user's lines, that something is computed as by stock PyTorch."""
+    found = Leak(kind, reason, user_line(stack))
+    record_leak(found)
+    if found in _warned:  # a registry of the warnings module is emptied whenever anybody changes a filter
+        return
+    user = _users_frame(stack)
+    warnings.warn_explicit(
+        LeakWarning(reason, kind=kind, where=found.where),
+        LeakWarning,
+        filename=user.filename if user else "bi_compile",
+        lineno=(user.lineno or 0) if user else 0,
+    )
+    _warned.add(found)
+
+
+def _is_ours(callback: Any) -> bool:
+    """Whether Dynamo's chain of wrappers ends in the watched backend."""
+    while callback is not None and callback is not _backend:
+        names = ("_torchdynamo_orig_backend", "compiler_fn", "func")
+        callback = next((inner for n in names if (inner := getattr(callback, n, None)) is not None), None)
+    return callback is not None
+
+
+def _has_tensors(frame: Any) -> bool:
+    from torch._dynamo.convert_frame import has_tensor_in_frame
+
+    return has_tensor_in_frame(frame)
+
+
+def _sentence(reason: str) -> str:
+    """Dynamo's reason in one line: its explanation, if it has one."""
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()] or ["no reason given"]
+    explanations = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")]
+    return re.sub(r" at 0x[0-9a-f]+", "", (explanations or lines)[0]).rstrip(".")
+
+
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def _users_frame(stack: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
+    users = [summary for summary in stack if not summary.filename.startswith(_OURS)]
+    return users[-1] if users else (stack[-1] if stack else None)
+
+
+def user_line(stack: Sequence[traceback.FrameSummary]) -> str | None:
+    """The innermost line that is neither torch's nor ours: `model.py:42, in forward:  x = self.bn(x)`."""
+    user = _users_frame(stack)
+    if user is None:
+        return None
+    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", user.name)
+    return f"{user.filename}:{user.lineno}, in {function}:  {user.line}".rstrip(": ")
+
+
+_frames: set[int] = set()
+
+
+class _RecompileLimit(logging.Filter):
+    """Turns Dynamo's silent step to eager execution into an error, for functions this backend compiled."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from torch._guards import CompileContext
+
+        if not str(record.msg).startswith("torch._dynamo hit config."):
+            return True
+        context = CompileContext.current_compile_id()
+        if context is not None and context.frame_id in _frames:
+            arguments = record.args if isinstance(record.args, tuple) else ()
+            limit, value, function = (*map(str, arguments[:3]), "", "", "")[:3]
+            raise RecompileLimitError(limit, value, function)
+        return True
+
+
+def watch_recompile_limit() -> None:
+    """Refuse, for the frame being compiled, the eager execution that follows Dynamo's recompile limit."""
+    from torch._guards import CompileContext
+
+    context = CompileContext.current_compile_id()
+    if context is not None and context.frame_id is not None:
+        _frames.add(context.frame_id)
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    if not any(isinstance(f, _RecompileLimit) for f in logger.filters):
+        logger.addFilter(_RecompileLimit())
