@@ -12,14 +12,24 @@ _PUBLIC = {
     "batch_invariant": "bi_compile.backend",
     "eager": "bi_compile.eager_mode",
     "explain": "bi_compile.report.explain",
+    "mark_batch": "bi_compile.batch",
     "BatchInvariantError": "bi_compile.errors",
     "Options": "bi_compile.options",
 }
 
-__all__ = ["BatchInvariantError", "Options", "__version__", "batch_invariant", "eager", "explain"]
+__all__ = [
+    "BatchInvariantError",
+    "Options",
+    "__version__",
+    "batch_invariant",
+    "eager",
+    "explain",
+    "mark_batch",
+]
 
 if TYPE_CHECKING:
     from bi_compile.backend import batch_invariant
+    from bi_compile.batch import mark_batch
     from bi_compile.eager_mode import eager
     from bi_compile.errors import BatchInvariantError
     from bi_compile.options import Options

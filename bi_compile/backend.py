@@ -7,6 +7,8 @@ from typing import Any
 from torch import fx
 
 from bi_compile import dynamo, inductor
+from bi_compile.analysis.flow import follow
+from bi_compile.batch import batch_dims
 from bi_compile.debug import Dump
 from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
@@ -37,6 +39,8 @@ def batch_invariant(
     inductor.make_batch_dynamic(module)
     record_compilation()
 
+    inputs = inductor.user_inputs(module)
+    dims = batch_dims([entry.tensor for entry in inputs])
     dump = Dump(parsed.dump, module)
     dump.graph("captured", module.graph)
     capture(module)
@@ -47,24 +51,25 @@ def batch_invariant(
         settings={**inductor.mode_options(mode), **parsed.inductor},
         decompositions=decompositions(),
         traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
-        verify=functools.partial(_verify, options=parsed, dump=dump),
+        verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims),
         generated=dump.kernels,
-        key=f"{fingerprint()}-{parsed.on_unsupported}",
+        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}",
         # Warnings and dumps come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on,
     )
     return dynamo.graph_alone(compiled)
 
 
-def _verify(graph: fx.Graph, *, options: Options, dump: Dump) -> None:
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: tuple[tuple[int, ...], ...]) -> None:
     dump.graph("final", graph)
+    flow = follow(graph, dims)
     try:
-        verdicts = verify(graph, options.on_unsupported)
+        verdicts = verify(graph, options.on_unsupported, flow)
     except BatchInvariantError:
         if dump.on:
-            dump.verified(graph, verify(graph, "ignore"))
+            dump.verified(graph, verify(graph, "ignore", flow), flow)
         raise
-    record_graph(dump.verified(graph, verdicts))
+    record_graph(dump.verified(graph, verdicts, flow))
 
 
 dynamo.watch(batch_invariant, outside=OutsideGraphs)

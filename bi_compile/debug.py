@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import fx
 
 from bi_compile import inductor
+from bi_compile.analysis.flow import BatchFlow
 from bi_compile.report import Graph, Report, Verdict
 from bi_compile.report.code import annotated
 from bi_compile.report.graphs import describe
@@ -47,9 +48,9 @@ class Dump:
         self._last = code
         self._show(f"{next(self._number):02d}_{name}.py", lambda: code or annotated(graph, self._batch))
 
-    def verified(self, graph: fx.Graph, verdicts: Sequence[Verdict]) -> Graph:
+    def verified(self, graph: fx.Graph, verdicts: Sequence[Verdict], flow: BatchFlow) -> Graph:
         """What a report keeps of a final graph; shows the report of the graphs so far."""
-        found = describe(graph, verdicts, inputs=self._inputs, batch=self._batch)
+        found = describe(graph, verdicts, inputs=self._inputs, flow=flow, batch=self._batch)
         self._report.graphs.append(found)
         self._report.compilations = 1
         self._show("report.txt", lambda: f"{self._report}\n\n{self._report.table()}\n")

@@ -4,7 +4,7 @@ Dynamo wraps whatever a backend raises in BackendCompilerFailed and shows the cl
 so both stand alone. No torch here: the messages can be read and tested without it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -66,6 +66,30 @@ class UnsupportedOpError(_Message):
             "Its results, and all that follow from them, may then change with the batch.",
         )
         self.op = op
+
+
+class BatchMixingError(_Message):
+    """An op whose result for one sample depends on the other samples of its batch."""
+
+    def __init__(
+        self, op: str, *, signature: str, where: str | None, reason: str, path: Sequence[str] = ()
+    ) -> None:
+        way = [f"the batch comes by {' -> '.join(_shortened(path))}"] if path else []
+        training = "batch_norm" in op
+        super().__init__(
+            f"{op} mixes the samples of a batch: {reason}",
+            details=[signature, *way],
+            where=where,
+            hint=("call model.eval(), or replace it by GroupNorm. " if training else "")
+            + "if this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
+            "an input that all samples share. To compile anyway and leave this op alone: "
+            'options={"on_unsupported": "warn"}.',
+        )
+        self.op = op
+
+
+def _shortened(path: Sequence[str], most: int = 8) -> list[str]:
+    return list(path) if len(path) <= most else [*path[: most // 2], "...", *path[-most // 2 :]]
 
 
 class UnsupportedDtypeError(_Message):

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import fx
 
+from bi_compile.batch import marked
 from bi_compile.errors import CompilerNotFoundError, DisabledCheckError, UnsupportedDeviceError
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 
@@ -302,7 +303,7 @@ def refuse_disabled_check(settings: Mapping[str, Any]) -> None:
 
 
 def make_batch_dynamic(module: fx.GraphModule) -> None:
-    """Ask Dynamo to trace again with dim 0 of every real input dynamic, unless it is already.
+    """Ask Dynamo to trace again with the batch dims of every real input dynamic, unless they are already.
 
     Without this the first batch size gets a graph of its own. It changes how many graphs there are, never a
     bit. Nothing is asked where the user said dynamic=False.
@@ -315,19 +316,24 @@ def make_batch_dynamic(module: fx.GraphModule) -> None:
 
     if config.assume_static_by_default and not config.automatic_dynamic_shapes:
         return
-    static = [tensor for tensor, seen in _real_inputs(module) if _is_static_batch(tensor, seen)]
+    static = [
+        (tensor, dims) for tensor, seen in _real_inputs(module) if (dims := _static_batch(tensor, seen))
+    ]
     if not static:
         return
-    for tensor in static:
+    for tensor, dims in static:
         tensor._bi_compile_asked = True  # type: ignore[attr-defined]
-        maybe_mark_dynamic(tensor, 0)
+        for dim in dims:
+            maybe_mark_dynamic(tensor, dim)
     raise TraceAgain(restart_reason="bi_compile: one graph for all batch sizes")
 
 
-def _is_static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> bool:
+def _static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> list[int]:
+    if getattr(tensor, "_bi_compile_asked", False):
+        return []
+    dims = marked(tensor)
     # Dynamo gives sizes 0 and 1 a graph of their own whatever one asks.
-    static = isinstance(seen.shape[0], int) and seen.shape[0] > 1
-    return static and not getattr(tensor, "_bi_compile_asked", False)
+    return [d for d in ((0,) if dims is None else dims) if isinstance(n := seen.shape[d], int) and n > 1]
 
 
 def _real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -348,22 +354,31 @@ def _real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.T
 
 @dataclass(frozen=True)
 class UserInput:
-    """An input of a graph from Dynamo: what the user calls it, and whether it is a parameter or buffer."""
+    """An input of a graph from Dynamo.
+
+    name: what the user calls it. owned: whether it is a parameter or buffer. tensor: the user's own, or None
+    for what is owned or no tensor.
+    """
 
     name: str
     owned: bool
+    tensor: torch.Tensor | None = None
 
 
-def user_inputs(module: fx.GraphModule) -> dict[int, UserInput]:
-    """The inputs of a graph from Dynamo, by position."""
-    found = {}
-    for position, node in enumerate(module.graph.find_nodes(op="placeholder")):
-        source = getattr(node, "_dynamo_source", None)
-        if source is not None:
+def user_inputs(module: fx.GraphModule) -> list[UserInput]:
+    """The inputs of a graph from Dynamo, in order."""
+    real = {seen: tensor for tensor, seen in _real_inputs(module)}
+    found = []
+    for node in module.graph.find_nodes(op="placeholder"):
+        source, seen = getattr(node, "_dynamo_source", None), node.meta.get("example_value")
+        if source is None:
+            found.append(UserInput(node.name, False))
+        else:
             name = str(source.name() if callable(source.name) else source.name)
             name = re.sub(r"\._(modules|parameters|buffers)\b", "", name)
             name = re.sub(r"\['(\w+)'\]", r".\1", name).removeprefix("L.")
-            found[position] = UserInput(name, _is_owned(source))
+            tensor = real.get(seen) if isinstance(seen, torch.Tensor) else None
+            found.append(UserInput(name, _is_owned(source), tensor))
     return found
 
 

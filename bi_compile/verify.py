@@ -1,18 +1,18 @@
-"""The check of the final graph: no order-sensitive op is left without a canonical lowering."""
+"""The check of the final graph: no op is left whose result could depend on the batch."""
 
 import operator
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from bi_compile import inductor
+from bi_compile.analysis.flow import BatchFlow, Finding
 from bi_compile.analysis.order import is_order_free
-from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
-from bi_compile.report import CANONICAL, LEFT_ALONE, ORDER_FREE, Verdict
+from bi_compile.errors import BatchMixingError, UnsupportedDtypeError, UnsupportedOpError
+from bi_compile.report import CANONICAL, LEFT_ALONE, MIXES, ORDER_FREE, UNKNOWN, Verdict
 from bi_compile.templates.pointwise.functions import expressions
 
 _RANDOM = (
@@ -26,56 +26,82 @@ _RANDOM = (
     "exponential",
     "uniform",
 )
-_OVER_THE_BATCH = "in training mode it takes mean and variance over the whole batch; call model.eval()"
-_MIXES = {
-    "native_batch_norm": _OVER_THE_BATCH,
-    "_native_batch_norm_legit": _OVER_THE_BATCH,
-    "_native_batch_norm_legit_functional": _OVER_THE_BATCH,
-    "_batch_norm_with_update": _OVER_THE_BATCH,
-    "_batch_norm_with_update_functional": _OVER_THE_BATCH,
-}
 
 
-def verify(graph: fx.Graph, on_unsupported: str) -> list[Verdict]:
-    """The verdict of every op; raises UnsupportedOpError or UnsupportedDtypeError under "error"."""
-    found = ((node, _verdict(node, on_unsupported)) for node in graph.nodes)
-    return [replace(verdict, node=node.name) for node, verdict in found if verdict is not None]
+def verify(graph: fx.Graph, on_unsupported: str, flow: BatchFlow) -> list[Verdict]:
+    """The verdict of every op of a final graph, through which `flow` has followed the batch.
+
+    Raises BatchMixingError, UnsupportedOpError or UnsupportedDtypeError under "error".
+    """
+    return [v for node in graph.nodes if (v := _verdict(node, on_unsupported, flow)) is not None]
 
 
-def _verdict(node: fx.Node, on_unsupported: str) -> Verdict | None:
+def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | None:
     if node.op != "call_function" or node.target is operator.getitem or not _touches_tensors(node):
         return None
-    where = inductor.user_line(node)
-    target = node.target
-    name = str(target)
-    if isinstance(target, torch._ops.OpOverload):
-        _refuse_dtypes(node, target)
-        if target.namespace == "bi_compile":
-            return Verdict(name.removesuffix(".default"), CANONICAL, where)
-        base = target._schema.name.split("::")[1]
-        if base in expressions() and target.namespace == "aten":
-            return Verdict(name, CANONICAL, where)
-        if is_order_free(target, {t.dtype for t in _tensors(node)}, node.args, node.kwargs):
-            return Verdict(name, ORDER_FREE, where)
-    elif inductor.is_exact_function(target):
-        return Verdict(name, ORDER_FREE, where)
+    name = str(node.target).removesuffix(".default")
+    finding = flow.findings.get(node)
+    if finding is not None and finding.mixes:
+        kind, reason = MIXES, finding.reason
+        _complain(BatchMixingError(name, **_place(node), reason=reason, path=_names(finding)), on_unsupported)
+    else:
+        kind, reason = _kind(node), None
+        if kind == LEFT_ALONE:
+            reason = _reason(node)
+            _complain(UnsupportedOpError(str(node.target), **_place(node), reason=reason), on_unsupported)
+        elif finding is not None:
+            kind, reason = UNKNOWN, finding.reason
+    return Verdict(
+        op=name if name.startswith("bi_compile.") else str(node.target),
+        kind=kind,
+        where=inductor.user_line(node),
+        node=node.name,
+        inputs=tuple(n.name for n in node.all_input_nodes),
+        value=flow.value(node),
+        batched=flow.batched(node),
+        reason=reason,
+        path=() if finding is None else tuple(n.name for n in finding.path),
+    )
+
+
+def _complain(error: BatchMixingError | UnsupportedOpError, on_unsupported: str) -> None:
     if on_unsupported == "error":
-        raise UnsupportedOpError(name, signature=_signature(node), where=where, reason=_reason(node))
+        raise error
     if on_unsupported == "warn":
         warnings.warn(
-            f"bi_compile leaves {name} alone; its results may change with the batch. {where or ''}".rstrip(),
+            f"bi_compile leaves {error.op} alone; its results may change with the batch. "
+            f"{error.where or ''}".rstrip(),
             RuntimeWarning,
             stacklevel=2,
         )
-    return Verdict(name, LEFT_ALONE, where)
+
+
+def _kind(node: fx.Node) -> str:
+    """How the op's order of arithmetic is fixed."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        _refuse_dtypes(node, target)
+        base = target._schema.name.split("::")[1]
+        if target.namespace == "bi_compile" or (base in expressions() and target.namespace == "aten"):
+            return CANONICAL
+        if is_order_free(target, {t.dtype for t in _tensors(node)}, node.args, node.kwargs):
+            return ORDER_FREE
+    elif inductor.is_exact_function(target):
+        return ORDER_FREE
+    return LEFT_ALONE
+
+
+def _place(node: fx.Node) -> dict[str, Any]:
+    return {"signature": _signature(node), "where": inductor.user_line(node)}
+
+
+def _names(finding: Finding) -> list[str]:
+    """The path as a user reads it: inputs by name, ops by theirs."""
+    return [n.name if n.op == "placeholder" else str(n.target).split(".")[1] for n in finding.path]
 
 
 def _reason(node: fx.Node) -> str:
-    name = str(node.target)
-    base = name.split(".")[1] if "." in name else name
-    if base in _MIXES:
-        return f"it mixes the samples of a batch: {_MIXES[base]}"
-    if any(word in name for word in _RANDOM):
+    if any(word in str(node.target) for word in _RANDOM):
         return "its random numbers depend on the position in the batch; call model.eval() if this is dropout"
     return "its result may depend on an order of evaluation that nobody has fixed"
 

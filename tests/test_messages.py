@@ -29,6 +29,36 @@ def test_unsupported_op():
     )
 
 
+def test_batch_mixing():
+    check(
+        errors.BatchMixingError(
+            "bi_compile.mean",
+            signature="inputs f32[4, 6]",
+            where="model.py:42, in forward:  x = x - x.mean(0)",
+            reason="it is taken over dims [0], and the batch is on dim 0",
+            path=["x", "mul", "mean"],
+        ),
+        "bi_compile.mean mixes the samples of a batch: it is taken over dims [0], and the batch is on dim 0\n"
+        "  inputs f32[4, 6]\n"
+        "  the batch comes by x -> mul -> mean\n"
+        "  model.py:42, in forward:  x = x - x.mean(0)\n"
+        "Hint: if this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
+        "an input that all samples share. To compile anyway and leave this op alone: "
+        'options={"on_unsupported": "warn"}.',
+    )
+
+
+def test_batch_norm_in_training_names_the_remedy():
+    error = errors.BatchMixingError("aten.native_batch_norm", signature="inputs", where=None, reason="so")
+    assert "Hint: call model.eval(), or replace it by GroupNorm. " in str(error)
+
+
+def test_a_long_path_shows_both_ends():
+    path = [f"op{i}" for i in range(20)]
+    error = errors.BatchMixingError("aten.mm", signature="inputs", where=None, reason="so", path=path)
+    assert "op0 -> op1 -> op2 -> op3 -> ... -> op16 -> op17 -> op18 -> op19" in str(error)
+
+
 def test_unsupported_dtype():
     check(
         errors.UnsupportedDtypeError(

@@ -9,7 +9,7 @@ from torch import nn
 from torch._inductor.utils import fresh_inductor_cache
 
 import bi_compile
-from bi_compile.report import LEFT_ALONE, collect
+from bi_compile.report import LEFT_ALONE, MIXES, collect
 
 X = torch.randn(4, 6)
 REFUSED = {
@@ -32,7 +32,7 @@ def test_is_refused_by_name(name):
     fn, message = REFUSED[name]
     with pytest.raises(Exception, match=message) as caught:
         torch.compile(fn, backend="batch_invariant")(X)
-    assert "Unsupported" in str(caught.value)
+    assert "Unsupported" in str(caught.value) or "BatchMixing" in str(caught.value)
 
 
 def test_the_users_line_is_named():
@@ -151,3 +151,67 @@ def test_the_fingerprint_covers_every_source_file(tmp_path, monkeypatch):
         assert after != before, name
         before = after
     pipeline.fingerprint.cache_clear()
+
+
+def mixing(x):
+    return x - x.mean(0)  # the samples meet here
+
+
+def test_mixing_is_refused_with_the_way_the_batch_took():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=r"BatchMixingError: bi_compile\.mean mixes the samples") as caught:
+        torch.compile(mixing, backend="batch_invariant")(X)
+    shown = str(caught.value)
+    assert "it is taken over dims [0], and the batch is on dim 0" in shown
+    assert "the batch comes by" in shown
+    assert "in mixing:  return x - x.mean(0)" in shown
+    assert "mark_batch" in shown
+
+
+@pytest.mark.parametrize("dim", [1, None])
+def test_a_mark_says_where_the_batch_is(dim):
+    torch.compiler.reset()
+    x = bi_compile.mark_batch(X.clone(), dim)
+    assert torch.isfinite(torch.compile(mixing, backend="batch_invariant")(x)).all()
+
+
+def test_a_mask_that_all_samples_share_is_no_batch():
+    torch.compiler.reset()
+    x, mask = torch.randn(5, 3, 8), torch.randn(3, 3)
+
+    def model(mask, x):
+        return torch.softmax(x @ x.mT + mask, -1) @ x
+
+    torch.compile(model, backend="batch_invariant")(mask, x)
+
+
+def test_a_mark_on_a_missing_dim_is_refused():
+    with pytest.raises(IndexError, match="dim 2 is out of range for a tensor of 2 dims"):
+        bi_compile.mark_batch(X, 2)
+
+
+def test_warn_lets_mixing_pass_and_reports_it():
+    torch.compiler.reset()
+    options = {"on_unsupported": "warn"}
+    with collect() as report, pytest.warns(RuntimeWarning, match="leaves bi_compile.mean alone"):
+        torch.compile(mixing, backend="batch_invariant", options=options)(X)
+    (verdict,) = [v for v in report.verdicts if v.kind == MIXES]
+    assert verdict.op == "bi_compile.mean"
+    assert verdict.path[-1] == verdict.node
+    assert verdict.value == "f32[6]"
+
+
+def test_gradients_add_up_over_the_batch_by_nature():
+    torch.compiler.reset()
+    model = torch.nn.Linear(6, 3)
+    torch.compile(model, backend="batch_invariant")(X).square().mean().backward()
+    assert model.weight.grad is not None
+
+
+def test_verdicts_show_where_the_batch_is():
+    torch.compiler.reset()
+    with collect() as report:
+        options = {"on_unsupported": "warn"}  # from no cache
+        torch.compile(lambda x: x.reshape(-1) * 2, backend="batch_invariant", options=options)(X)
+    assert [v.value for v in report.verdicts][-1] in ("f32[B*6]", "f32[6*B]")
+    assert all(v.batched for v in report.verdicts)

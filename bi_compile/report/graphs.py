@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from bi_compile.analysis.flow import BatchFlow
 from bi_compile.inductor import UserInput
 from bi_compile.report import Graph, Input, Verdict
 
@@ -19,13 +20,15 @@ def describe(
     graph: fx.Graph,
     verdicts: Sequence[Verdict],
     *,
-    inputs: Mapping[int, UserInput],
+    inputs: Sequence[UserInput],
+    flow: BatchFlow,
     batch: Mapping[str, str],
 ) -> Graph:
     """What a report keeps of `graph`.
 
     verdicts: of its nodes; those without one (sizes, items of tuples) are passed over.
-    inputs: what is known of the forward graph's inputs, by position. batch: see `shown`.
+    inputs: what is known of the forward graph's inputs, in order. flow: the batch in the graph.
+    batch: for values through which it was not followed; see `shown`.
     """
     nodes = {node.name: node for node in graph.nodes}
     backward = any(name.startswith("tangents_") for name in nodes)
@@ -34,11 +37,9 @@ def describe(
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             place = getattr(node.meta.get("desc"), "idx", position)
-            known = None if backward else inputs.get(place)
-            batched = value.dim() > 0 and not (known and known.owned)
-            entering.append(
-                Input(node.name, known.name if known else node.name, shown(value, batch), batched)
-            )
+            known = inputs[place] if not backward and place < len(inputs) else None
+            name, text = known.name if known else node.name, flow.value(node) or shown(value, batch)
+            entering.append(Input(node.name, name, text, flow.batched(node)))
     listed = {v.node for v in verdicts} | {i.node for i in entering}
     completed = [_complete(v, nodes[v.node], listed, batch) if v.node in nodes else v for v in verdicts]
     return Graph(completed, tuple(entering), _sources(_returned(graph), listed), backward)

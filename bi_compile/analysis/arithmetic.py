@@ -1,0 +1,174 @@
+"""Rules of ops that compute: element by element, along lines, over windows, and products."""
+
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from bi_compile.analysis.axes import ALIGNED, ROUTING, Axis, Flow, Mixes, Unknown, joined, without, wrapped
+from bi_compile.analysis.call import Call
+from bi_compile.analysis.sizes import Size
+
+
+def pointwise(call: Call) -> Flow:
+    rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
+    flow = joined([(call.flow(node), call.rank(node)) for node in call.tensors], rank)
+    if flow.position and call.rounds:
+        raise Mixes("a place in the batch, or a count of samples, enters the arithmetic")
+    if flow.position and not _changes_nothing(call):
+        flow = Flow(flow.axes, ROUTING)
+    if call.rounds and _batch_size_enters(call):
+        raise Mixes("the number of samples enters the arithmetic")
+    return flow
+
+
+def _changes_nothing(call: Call) -> bool:
+    """x + 0 and x * 1, which tracing leaves behind."""
+    neutral = {"add": 0, "sub": 0, "mul": 1}.get(call.name)
+    return neutral is not None and len(call.tensors) == 1 and call.get("other") == neutral
+
+
+def _batch_size_enters(call: Call) -> bool:
+    numbers = [n.meta.get("val") for n in call.node.all_input_nodes if n not in call.tensors]
+    symbols = call.batch_symbols()
+    return any(
+        isinstance(n, torch.SymInt | torch.SymFloat) and n.node.expr.free_symbols & symbols for n in numbers
+    )
+
+
+def cast(call: Call) -> Flow:
+    """A change of dtype or memory alone."""
+    flow = call.flow(call.first)
+    if flow.position and call.rounds:
+        raise Mixes("a place in the batch, or a count of samples, enters the arithmetic")
+    return flow
+
+
+def creation(call: Call) -> Flow:
+    return Flow()
+
+
+def reduction(call: Call) -> Flow:
+    rank = call.rank(call.first)
+    dims = wrapped(call.get("dims", "dim"), rank)
+    flow = call.flow(call.first)
+    keepdim = bool(call.get("keepdim", default=False))
+    if any(axis.dim in dims for axis in flow.axes):
+        if call.first.meta["val"].dtype.is_floating_point:
+            raise Mixes(f"it is taken over dims {dims}, {_batch_dims(flow)}")
+        flow = flow.move(lambda axis: None if axis.dim in dims else axis)
+        return Flow(without(flow, dims, keepdim=keepdim).axes, ROUTING)
+    return without(flow, dims, keepdim=keepdim)
+
+
+def along(call: Call) -> Flow:
+    """Scans, sorts and softmax: every result sees a whole line of one dim."""
+    rank = call.rank(call.first)
+    dims = wrapped(call.get("dim", "self", default=-1) if "dim" in call.arguments else -1, rank)
+    flow = call.flow(call.first)
+    crossed = [axis for axis in flow.axes if axis.dim in dims]
+    if not crossed:
+        return flow
+    if call.first.meta["val"].dtype.is_floating_point:
+        raise Mixes(f"it runs along dim {dims[0]}, {_batch_dims(flow)}")
+    return Flow(flow.axes, ROUTING)
+
+
+def ordering(call: Call) -> tuple[Flow, ...]:
+    """sort and topk: as `along`; sorted integers of several samples are rows in an order the data decide."""
+    flow = along(call)
+    if flow.position != ROUTING:
+        return flow, flow
+    (dim,) = wrapped(call.get("dim", default=-1), call.rank(call.first))
+    rows = Flow(tuple(_ragged(axis) if axis.dim == dim else axis for axis in flow.axes), ROUTING)
+    return rows, rows
+
+
+def _ragged(axis: Axis) -> Axis:
+    return replace(axis, ragged=True)
+
+
+def _batch_dims(flow: Flow) -> str:
+    return "and the batch is on " + " and ".join(f"dim {axis.dim}" for axis in flow.axes)
+
+
+def norm(call: Call) -> tuple[Flow, ...]:
+    """layer_norm, rms_norm: statistics over the last dims."""
+    rank = call.rank(call.first)
+    flow = call.flow(call.first)
+    kept = rank - len(call.get("normalized_shape"))
+    if any(axis.dim >= kept for axis in flow.axes):
+        raise Mixes(f"it is taken over dims {list(range(kept, rank))}, {_batch_dims(flow)}")
+    whole = joined([(call.flow(n), call.rank(n)) for n in call.tensors], rank)
+    return whole, flow, flow
+
+
+def product(call: Call) -> Flow:
+    """mm, bmm, addmm, baddbmm."""
+    a, b = _factors(call)
+    rank = call.rank(a)
+    left, right = call.flow(a), call.flow(b)
+    if rank - 1 in left.dims() or rank - 2 in right.dims():
+        raise Mixes("it sums over the batch")
+    parts = [(left, rank), (right, rank)]
+    addend = call.get("c", "self") if call.name in ("addmm", "baddbmm") else None
+    if isinstance(addend, fx.Node):
+        parts.append((call.flow(addend), call.rank(addend)))
+    return joined(parts, rank)
+
+
+def _factors(call: Call) -> tuple[fx.Node, fx.Node]:
+    if "a" in call.arguments:
+        return call.arguments["a"], call.arguments["b"]
+    names = ("batch1", "batch2") if "batch1" in call.arguments else ("mat1", "mat2")
+    if names[0] in call.arguments:
+        return call.arguments[names[0]], call.arguments[names[1]]
+    return call.arguments["self"], call.arguments["mat2"]
+
+
+def linear(call: Call) -> Flow:
+    x, weight = call.arguments["x"], call.arguments["w"]
+    flow, weights = call.flow(x), call.flow(weight)
+    rank = call.rank(x)
+    if rank - 1 in flow.dims() or 1 in weights.dims():
+        raise Mixes("it sums over the batch")
+    return joined([(flow, rank), (weights.move(lambda axis: axis.at(0)), 1)], rank)
+
+
+def attention(call: Call) -> tuple[Flow, ...]:
+    """Queries, keys and values [..., length, features]; the second result lacks the last dim."""
+    rank = call.rank(call.first)
+    flows = [(call.flow(n), call.rank(n)) for n in call.tensors]
+    if any(axis.dim >= own - 2 for flow, own in flows[:3] for axis in flow.axes):
+        raise Mixes("it attends from every sample to the keys of others")
+    flow = joined(flows, rank)
+    return flow, flow
+
+
+def samples_first(call: Call) -> Flow:
+    """Convolution, pooling and resampling [B, channels, ...]: each sample by itself."""
+    flow = call.flow(call.first)
+    if any(axis.dim != 0 for axis in flow.axes):
+        raise Mixes(f"its windows reach over several samples, {_batch_dims(flow)}")
+    if any(call.flow(node).axes for node in call.tensors[1:]):
+        raise Unknown("its weights depend on the batch")
+    return flow
+
+
+def batch_statistics(call: Call) -> Flow:
+    raise Mixes("in training mode its mean and variance are those of the batch")
+
+
+def count(call: Call) -> Flow:
+    """Counts of integers: bincount, histc."""
+    return Flow((), ROUTING if call.flow(call.first).axes else None)
+
+
+def iota(call: Call) -> Flow:
+    """0, 1, 2, ...: places in the batch where it is as long as the batch and the graph can tell."""
+    symbols = call.batch_symbols()
+    length: list[Size] = call.result_sizes
+    if length and length[0].symbols & symbols:
+        names = [name for name, size in call.batches.items() if size == length[0]]
+        return Flow((Axis(names[0], 0),), ALIGNED) if names else Flow((), ROUTING)
+    return Flow()

@@ -1,0 +1,83 @@
+"""One op of a graph as the rules see it: arguments by the names of the schema, shapes as sizes, flows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from bi_compile.analysis.axes import Flow, Unknown
+from bi_compile.analysis.sizes import Same, Size, sizes_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """node: calls an OpOverload. flows: of every earlier node. batches: the extent of each batch.
+
+    same: symbols of other inputs that stand for one of these extents too.
+    """
+
+    node: fx.Node
+    flows: Mapping[fx.Node, Any]
+    batches: Mapping[str, Size]
+    same: Same = ()
+
+    @property
+    def name(self) -> str:
+        """`aten.add.Tensor` -> "add"."""
+        return self.node.target._schema.name.split("::", 1)[1]  # type: ignore[union-attr]
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument given, by its name in the schema."""
+        names = [argument.name for argument in self.node.target._schema.arguments]  # type: ignore[union-attr]
+        return {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """The first of these arguments that was given."""
+        return next((self.arguments[name] for name in names if name in self.arguments), default)
+
+    @property
+    def first(self) -> fx.Node:
+        return self.tensors[0]
+
+    @cached_property
+    def tensors(self) -> list[fx.Node]:
+        """The arguments that are tensors, those in lists included."""
+        return [n for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+
+    def flow(self, node: Any) -> Flow:
+        """Of an argument; of None and of numbers the empty one. Raises Unknown where it is not known."""
+        if not isinstance(node, fx.Node):
+            return Flow()
+        flow = self.flows.get(node)
+        if flow is None:
+            raise Unknown("")
+        return flow
+
+    def sizes(self, node: fx.Node) -> list[Size]:
+        return sizes_of(node.meta["val"].shape, self.same)
+
+    def rank(self, node: fx.Node) -> int:
+        return node.meta["val"].dim()
+
+    @property
+    def result(self) -> Any:
+        """The (first) result as a fake tensor, or what else the op returns."""
+        value = self.node.meta.get("val")
+        return value[0] if isinstance(value, tuple | list) and value else value
+
+    @cached_property
+    def result_sizes(self) -> list[Size]:
+        return sizes_of(self.result.shape, self.same)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the result is floating-point."""
+        return isinstance(self.result, torch.Tensor) and self.result.dtype.is_floating_point
+
+    def batch_symbols(self) -> set[Any]:
+        own = {symbol for size in self.batches.values() for symbol in size.symbols}
+        return own | {symbol for other, _ in self.same for symbol in other.free_symbols}

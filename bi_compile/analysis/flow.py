@@ -1,0 +1,166 @@
+"""The batch, declared on the inputs of a graph and pushed forward through every op.
+
+The graph may be static or symbolic: the batch is followed from place to place, never recognised by its size.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx
+
+from bi_compile.analysis.axes import Axis, Flow, Mixes, Unknown, shaped
+from bi_compile.analysis.call import Call
+from bi_compile.analysis.rules import rule_of
+from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
+
+NAMES = ("B", *(f"B{i}" for i in range(2, 10)))
+
+_SHORT = {
+    "float32": "f32",
+    "float64": "f64",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int64": "i64",
+    "int32": "i32",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where the batch is mixed, or lost sight of. path: nodes from an input of the graph to this one."""
+
+    mixes: bool
+    reason: str
+    path: tuple[fx.Node, ...] = ()
+
+
+@dataclass
+class BatchFlow:
+    """What is known of every node of one graph."""
+
+    flows: dict[fx.Node, Any] = field(default_factory=dict)
+    findings: dict[fx.Node, Finding] = field(default_factory=dict)
+    batches: dict[str, Size] = field(default_factory=dict)
+    same: Same = ()
+
+    def batched(self, node: fx.Node) -> bool:
+        """Whether the node holds data of single samples, as far as is known."""
+        flow = self._first(node)
+        return flow is None or bool(flow.axes or flow.position)
+
+    def value(self, node: fx.Node) -> str:
+        """The (first) result with the batch written in it: "f32[B, 12, 64]"; "" where it is not known."""
+        value = node.meta.get("val")
+        tensor = value[0] if isinstance(value, tuple | list) and value else value
+        if not isinstance(tensor, torch.Tensor) or self._first(node) is None:
+            return ""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return shaped(sizes_of(tensor.shape, self.same), self._first(node), _SHORT.get(dtype, dtype))
+
+    def _first(self, node: fx.Node) -> Flow | None:
+        flow = self.flows.get(node)
+        return flow[0] if isinstance(flow, tuple) else flow
+
+
+def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
+    """Follow the batch through a graph of ATen, prims and canonical ops.
+
+    Gradients add up over the batch by nature: in their graphs, and in any other whose inputs are not those
+    that `dims` tells of, no batch is followed and nothing found.
+
+    dims: for each placeholder the dims that hold a batch, the first of each the first batch and so on; () for
+        an input that all samples share. Extents are read off the placeholders' `val`.
+    """
+    result = BatchFlow()
+    inputs = graph.find_nodes(op="placeholder")
+    if len(inputs) != len(dims) or any("tangents" in node.name for node in inputs):
+        return result
+    for node, own in zip(inputs, dims, strict=True):
+        sizes = sizes_of(node.meta["val"].shape) if own else []
+        axes = tuple(Axis(name, dim) for name, dim in zip(NAMES, own, strict=False) if sizes[dim] != ONE)
+        for axis in axes:
+            known = result.batches.setdefault(axis.name, sizes[axis.dim])
+            # Nothing says that two inputs have equally many samples until an op needs it; the marks do.
+            own_symbol, first = sizes[axis.dim].symbol, known.symbol
+            if own_symbol is not None and first is not None and own_symbol != first:
+                result.same += ((own_symbol, first),)
+        result.flows[node] = Flow(axes)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            result.flows[node] = _flow_of(node, result)
+        elif node not in result.flows:
+            result.flows[node] = Flow()
+    _add_paths(graph, result)
+    return result
+
+
+def _flow_of(node: fx.Node, known: BatchFlow) -> Any:
+    if node.target is operator.getitem:
+        source = known.flows.get(node.args[0])  # type: ignore[arg-type]
+        index = node.args[1]
+        return source[index] if isinstance(source, tuple) and isinstance(index, int) else source
+    if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
+        return Flow()
+    inputs = [known.flows.get(n) for n in node.all_input_nodes]
+    shared = all(isinstance(flow, Flow) and not flow.axes and not flow.position for flow in inputs)
+    if shared and not (known.batches and _starts_from_the_batch(node)):
+        return _for_each_result(node, Flow())
+    rule = rule_of(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    if rule is None:
+        if None not in inputs:
+            known.findings[node] = Finding(False, "no rule says how the batch passes through this op")
+        return None
+    return _ruled(node, rule, known, Call(node, known.flows, known.batches, known.same))
+
+
+def _ruled(node: fx.Node, rule: Callable[[Call], Any], known: BatchFlow, call: Call) -> Any:
+    try:
+        return _for_each_result(node, rule(call))
+    except Unknown as unknown:
+        if str(unknown):
+            known.findings[node] = Finding(False, str(unknown))
+        return None
+    except Mixes as mixes:
+        known.findings[node] = Finding(True, str(mixes))
+        return _for_each_result(node, _after_mixing(call))
+
+
+def _starts_from_the_batch(node: fx.Node) -> bool:
+    return str(node.target) in ("prims.iota.default", "aten.arange.default", "aten.arange.start_step")
+
+
+def _after_mixing(call: Call) -> Flow:
+    """A result of the shape of an input still has the batch where that input has it."""
+    for node in call.tensors:
+        flow = call.flows.get(node)
+        if isinstance(flow, Flow) and flow.axes and call.sizes(node) == call.result_sizes:
+            return Flow(flow.axes)
+    return Flow()
+
+
+def _for_each_result(node: fx.Node, flow: Any) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, tuple | list) or isinstance(flow, tuple):
+        return flow
+    return (flow,) * len(value)
+
+
+def _add_paths(graph: fx.Graph, result: BatchFlow) -> None:
+    if not result.findings:
+        return
+    net = nx.DiGraph((source, node) for node in graph.nodes for source in node.all_input_nodes)
+    starts = [node for node in graph.find_nodes(op="placeholder") if result.batched(node) and node in net]
+    for node, finding in list(result.findings.items()):
+        lengths = {
+            start: nx.shortest_path_length(net, start, node)
+            for start in starts
+            if nx.has_path(net, start, node)
+        }
+        if lengths:
+            start = min(lengths, key=lengths.__getitem__)
+            path = tuple(nx.shortest_path(net, start, node))
+            result.findings[node] = Finding(finding.mixes, finding.reason, path)

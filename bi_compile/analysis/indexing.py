@@ -1,0 +1,212 @@
+"""Rules of ops that choose elements by the values of other tensors: index, gather, scatter, nonzero."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from bi_compile.analysis.axes import ALIGNED, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
+from bi_compile.analysis.call import Call
+from bi_compile.analysis.sizes import Size
+
+
+def embedding(call: Call) -> Flow:
+    table, indices = call.tensors[0], call.tensors[1]
+    if call.flow(table).axes:
+        raise Unknown("the table of the embedding depends on the batch")
+    return Flow(call.flow(indices).axes)
+
+
+def gather(call: Call) -> Flow:
+    """gather(x, dim, index): along one dim, element by element in the others."""
+    x, index = call.get("self", "x"), call.arguments["index"]
+    rank = call.rank(x)
+    if not rank:
+        return Flow()
+    (dim,) = wrapped(call.arguments["dim"], rank)
+    chosen = _chosen(call.flow(x).dims().get(dim), call.flow(index))
+    rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
+    flow = joined([(rest, rank), (Flow(call.flow(index).axes), rank)], rank)
+    return flow if chosen is None else Flow((*flow.move(_other_than(chosen)).axes, chosen.at(dim)))
+
+
+def index_select(call: Call) -> Flow:
+    x, index = call.get("self", "x"), call.arguments["index"]
+    (dim,) = wrapped(call.arguments["dim"], call.rank(x))
+    chosen = _chosen(call.flow(x).dims().get(dim), call.flow(index))
+    rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
+    rows = call.flow(index).move(lambda axis: axis.at(dim))
+    extra = rows.axes if chosen is None else (chosen.at(dim),)
+    return joined([(rest, call.rank(x)), (Flow(extra), call.rank(x))], call.rank(x))
+
+
+def _other_than(chosen: Axis):
+    return lambda axis: None if axis.name == chosen.name else axis
+
+
+def _chosen(axis: Axis | None, index: Flow) -> Axis | None:
+    """What a dim with this axis becomes where `index` chooses from it; None if no batch is chosen from."""
+    if axis is None:
+        return None
+    if index.position == ALIGNED:
+        return next(own for own in index.axes if own.name == axis.name)
+    if index.position == ROUTING:
+        return replace(axis, ragged=True)
+    if index.axes:
+        raise Unknown("the data choose which samples it takes")
+    raise Mixes("it takes some samples out of the batch")
+
+
+def index(call: Call) -> Flow:
+    """x[i, j, ...] with tensors, None or booleans for the leading dims."""
+    x, rank = call.get("self", "x"), call.rank(call.get("self", "x"))
+    given = list(call.arguments["indices"])
+    if any(_is_mask(i) for i in given):
+        return _masked(call, x, given)
+    indexed = [d for d, i in enumerate(given) if i is not None]
+    width = max(call.rank(given[d]) for d in indexed)
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    front = indexed[0] if together else 0
+    flow, rows = call.flow(x), joined([(call.flow(given[d]), call.rank(given[d])) for d in indexed], width)
+    axes: list[Axis] = []
+    for axis in flow.axes:
+        if axis.dim in indexed:
+            chosen = _chosen(axis, call.flow(given[axis.dim]))
+            assert chosen is not None
+            # Numbers counted in the index's own dims, which may be fewer than those of all indices together.
+            dim = (
+                chosen.dim + width - call.rank(given[axis.dim])
+                if not chosen.ragged
+                else _long_dim(call, given[axis.dim], width)
+            )
+            axes.append(chosen.at(front + dim))
+        else:
+            before = sum(d not in indexed for d in range(axis.dim))
+            axes.append(axis.at(before + (width if not together or axis.dim > front else 0)))
+    return joined([(Flow(tuple(axes)), 0), (_without_known(rows, axes, front), 0)], 0) if rank else Flow()
+
+
+def _without_known(rows: Flow, axes: list[Axis], front: int) -> Flow:
+    known = {axis.name for axis in axes if axis.ragged}
+    moved = rows.move(lambda axis: None if axis.name in known else axis.at(axis.dim + front))
+    return Flow(moved.axes)
+
+
+def _long_dim(call: Call, chosen: fx.Node, width: int) -> int:
+    """The dim in which an index holds its rows: that of its own axis, or its only one."""
+    own = call.flow(chosen).axes
+    return (own[0].dim if own else call.rank(chosen) - 1) + width - call.rank(chosen)
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, fx.Node) and str(value.meta["val"].dtype) in ("torch.bool", "torch.uint8")
+
+
+def _masked(call: Call, x: fx.Node, given: list[Any]) -> Flow:
+    if len([i for i in given if i is not None]) > 1:
+        raise Unknown("it chooses by masks and indices at once")
+    dim = next(d for d, i in enumerate(given) if i is not None)
+    reach = range(dim, dim + call.rank(given[dim]))
+    axes = []
+    for axis in call.flow(x).axes:
+        gone = call.rank(given[dim]) - 1
+        axes.append(
+            replace(axis, dim=dim, ragged=True)
+            if axis.dim in reach
+            else axis.at(axis.dim - gone * (axis.dim > dim))
+        )
+    return Flow(tuple(axes))
+
+
+def nonzero(call: Call) -> Flow:
+    """Places of the elements that are not zero: [count, rank]."""
+    flow = call.flow(call.first)
+    return Flow(
+        tuple(replace(axis, dim=0, ragged=True) for axis in flow.axes[:1]), ROUTING if flow.axes else None
+    )
+
+
+def masked_select(call: Call) -> Flow:
+    rank = max(call.rank(node) for node in call.tensors)
+    flow = joined([(call.flow(node), call.rank(node)) for node in call.tensors], rank)
+    return Flow(tuple(replace(axis, dim=0, ragged=True) for axis in flow.axes[:1]))
+
+
+def scatter(call: Call) -> Flow:
+    """scatter, scatter_add, scatter_reduce: self, dim, index and a source of the index's shape."""
+    self_, index_ = call.get("self", "x"), call.arguments["index"]
+    rank = call.rank(self_)
+    if not rank:
+        return Flow()
+    (dim,) = wrapped(call.arguments["dim"], rank)
+    source = call.get("src", "value")
+    flow = joined([(call.flow(node), rank) for node in (self_, index_) if isinstance(node, fx.Node)], rank)
+    crossed = flow.dims().get(dim)
+    if isinstance(source, fx.Node) and call.rank(source):
+        given = call.flow(source)
+        crossed = crossed or given.dims().get(dim)
+        flow = joined([(flow, rank), (given.move(lambda a: None if a.dim == dim else a), rank)], rank)
+    if crossed:
+        return _returned(call, Flow(flow.move(_other_than(crossed)).axes), dim, crossed, call.flow(index_))
+    return Flow(flow.axes)
+
+
+def index_add(call: Call) -> Flow:
+    """index_add, index_copy, index_reduce: rows of `source` into the rows of self that `index` names."""
+    self_, source = call.get("self", "x"), call.get("source")
+    rank = call.rank(self_)
+    (dim,) = wrapped(call.arguments["dim"], rank)
+    own, given = call.flow(self_), call.flow(source)
+    crossed = own.dims().get(dim) or given.dims().get(dim)
+    rest = [(flow.move(lambda a: None if a.dim == dim else a), rank) for flow in (own, given)]
+    flow = joined(rest, rank)
+    return _returned(call, flow, dim, crossed, call.flow(call.arguments["index"])) if crossed else flow
+
+
+def index_put(call: Call) -> Flow:
+    self_, values = call.get("self", "x"), call.arguments["values"]
+    rank = call.rank(self_)
+    given = list(call.arguments["indices"])
+    own = call.flow(self_)
+    axes = own.dims()
+    for dim, chosen in enumerate(given):
+        if chosen is None:
+            continue
+        flow = call.flow(chosen)
+        if _is_mask(chosen):
+            moved = flow.move(lambda axis, dim=dim: axis.at(axis.dim + dim))
+            return joined([(own, rank), (Flow(moved.axes), rank)], rank)
+        if flow.position == ROUTING or flow.position == ALIGNED:
+            origin = axes.get(dim) or (flow.axes[0].at(dim) if flow.axes else None)
+            if origin is not None:
+                rest = own.move(_other_than(origin))
+                return _returned(call, Flow(rest.axes), dim, origin, flow)
+        if dim in axes:
+            _chosen(axes[dim], flow)
+    if own.axes:
+        return Flow(own.axes)
+    if any(call.flow(i).axes for i in given if i is not None) or call.flow(values).axes:
+        raise Unknown("rows of the batch are written where the data say")
+    return Flow()
+
+
+def _returned(call: Call, rest: Flow, dim: int, axis: Axis, index: Flow) -> Flow:
+    """Rows put back into a dim of the size they were drawn from."""
+    if index.position is None:
+        if index.axes:
+            raise Unknown("the data choose which samples it writes to")
+        raise Mixes("it writes into some samples of the batch")
+    batch = call.batches[axis.name]
+    size: Size = call.result_sizes[dim]
+    outer = size.over(batch * axis.inner)
+    if outer is None:
+        return Flow((*rest.axes, replace(axis, dim=dim, ragged=True)), rest.position)
+    return Flow((*rest.axes, Axis(axis.name, dim, outer, axis.inner)), rest.position)
+
+
+def grouped(call: Call) -> Flow:
+    """Grouped products of rows: x [rows, K], weights [groups, K, N], ends of the groups."""
+    flow = call.flow(call.first)
+    if call.rank(call.first) - 1 in flow.dims():
+        raise Mixes("it sums over the batch")
+    return Flow(flow.axes)

@@ -1,0 +1,120 @@
+"""How the batch passes through each op: one line an op, in families."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bi_compile.analysis import arithmetic, indexing, movement
+from bi_compile.analysis.call import Call
+from bi_compile.analysis.order import EXACT_POINTWISE, base_name
+
+Rule = Callable[[Call], Any]
+
+
+def _family(rule: Rule, names: str) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(EXACT_POINTWISE, arithmetic.pointwise),
+    **_family(
+        arithmetic.pointwise,
+        """
+        acos acosh asin asinh atan atan2 atanh clamp clamp_max clamp_min copy cos cosh erf erfc erfinv exp
+        exp2 expm1 floor_divide fma fmax fmin fmod hypot lgamma log log10 log1p log2 maximum minimum pow relu
+        remainder rsqrt sigmoid sin sinh sqrt tan tanh unary binary bucketize
+        """,
+    ),
+    **_family(
+        arithmetic.cast,
+        "_to_copy alias clone contiguous convert_element_type detach device_put lift_fresh lift_fresh_copy "
+        "_assert_tensor_metadata view_as_real view_as_complex view_element_type tril triu",
+    ),
+    **_family(
+        arithmetic.creation,
+        """
+        empty empty_like empty_permuted empty_strided eye fill full full_like linspace new_empty
+        new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor tril_indices triu_indices
+        zeros zeros_like
+        """,
+    ),
+    **_family(arithmetic.iota, "iota arange"),
+    **_family(
+        movement.reshape, "_reshape_alias _unsafe_view flatten reshape unflatten view view_as view_copy"
+    ),
+    **_family(movement.permute, "movedim mT numpy_T permute permute_copy swapaxes t transpose"),
+    **_family(movement.squeeze, "squeeze"),
+    **_family(movement.unsqueeze, "unsqueeze"),
+    **_family(movement.expand, "broadcast_tensors expand expand_as expand_copy"),
+    **_family(movement.repeat, "repeat tile"),
+    **_family(movement.select, "select unbind unbind_copy"),
+    **_family(movement.cut, "narrow slice"),
+    **_family(movement.pieces, "chunk split split_copy split_with_sizes unsafe_split"),
+    **_family(movement.concatenate, "cat concat"),
+    **_family(
+        movement.pad,
+        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+        "replication_pad2d replication_pad3d",
+    ),
+    **_family(movement.rearrange, "flip rev roll"),
+    **_family(movement.windows, "unfold"),
+    **_family(movement.diagonal, "diagonal"),
+    **_family(movement.strided, "as_strided"),
+    **_family(movement.placed, "diagonal_scatter select_scatter slice_scatter"),
+    **_family(
+        arithmetic.reduction,
+        """
+        all amax amin aminmax any argmax argmin count_nonzero logsumexp max mean min norm prod std sum var
+        var_mean
+        """,
+    ),
+    **_family(
+        arithmetic.along,
+        """
+        _log_softmax _log_softmax_backward_data _softmax _softmax_backward_data cummax cummin cumprod cumsum
+        log_softmax logcumsumexp softmax
+        """,
+    ),
+    **_family(arithmetic.ordering, "kthvalue median mode msort sort topk"),
+    **_family(arithmetic.norm, "layer_norm rms_norm"),
+    **_family(arithmetic.product, "addmm baddbmm bmm mm"),
+    **_family(arithmetic.linear, "linear"),
+    **_family(arithmetic.attention, "attention"),
+    **_family(
+        arithmetic.samples_first,
+        """
+        convolution avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices pixel_shuffle
+        pixel_unshuffle channel_shuffle
+        """,
+    ),
+    **_family(
+        arithmetic.batch_statistics,
+        """
+        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _batch_norm_with_update
+        _batch_norm_with_update_functional
+        """,
+    ),
+    **_family(arithmetic.count, "bincount histc"),
+    **_family(indexing.embedding, "embedding"),
+    **_family(indexing.gather, "gather"),
+    **_family(indexing.index_select, "index_select"),
+    **_family(indexing.index, "index _unsafe_index"),
+    **_family(indexing.nonzero, "nonzero"),
+    **_family(indexing.masked_select, "masked_select"),
+    **_family(indexing.scatter, "scatter scatter_add scatter_reduce"),
+    **_family(indexing.index_add, "index_add index_copy index_reduce"),
+    **_family(indexing.index_put, "index_put _unsafe_index_put index_put_add"),
+    **_family(indexing.grouped, "grouped_mm _grouped_mm"),
+}
+"""Op name, of the namespaces aten, prims and bi_compile alike -> its rule."""
+
+_EFFECTS = frozenset("_assert_async _assert_scalar sym_constrain_range sym_constrain_range_for_size".split())
+
+
+def rule_of(op: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an op; in-place ops have that of their functional form."""
+    name = base_name(op)
+    if name in _EFFECTS:
+        return arithmetic.creation
+    return RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)

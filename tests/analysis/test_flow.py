@@ -1,0 +1,177 @@
+"""The batch is followed through every family of ops: what keeps samples apart, what mixes them.
+
+Each case is traced as compiled graphs are, once with fixed sizes and once with a symbol for the batch. The
+batch is as large as another dim, so that nothing can be told by size.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import LocalSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from bi_compile.analysis.flow import follow
+from bi_compile.passes.capture import CAPTURED
+from bi_compile.pipeline import decompositions
+
+attend = CAPTURED[F.scaled_dot_product_attention]
+B, S, D = 6, 6, 8
+X = torch.randn(B, S, D)
+ROWS = torch.randn(B, D)
+IDS = torch.randint(0, 9, (B, S))
+W = torch.randn(D, D)
+EXPERTS = torch.randn(4, D, D)
+
+
+def analysed(fn, *inputs, dims=None, symbolic=False):
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    kind = DimDynamic.DYNAMIC if symbolic else DimDynamic.STATIC
+    fakes = []
+    for i, x in enumerate(inputs):
+        sizes = [kind if d == 0 else DimDynamic.STATIC for d in range(x.dim())]
+        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        fakes.append(mode.from_tensor(x, symbolic_context=context, source=LocalSource(f"x{i}")))
+    with enable_python_dispatcher(), mode:
+        graph = make_fx(fn, decomposition_table=decompositions(), _allow_non_fake_inputs=True)(*fakes)
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    own = dims or [(0,)] * len(inputs)
+    given = [*own, *[()] * (len(placeholders) - len(own))]
+    return graph.graph, follow(graph.graph, given)
+
+
+def moe_loop(x, gate, experts):
+    flat = x.reshape(-1, D)
+    weights, chosen = torch.softmax(flat @ gate, -1).topk(2)
+    out = torch.zeros_like(flat)
+    for expert in range(experts.shape[0]):
+        token, place = torch.where(chosen == expert)
+        rows = flat[token] @ experts[expert] * weights[token, place, None]
+        out = out.index_add(0, token, rows)
+    return out.reshape(x.shape)
+
+
+def attention_by_hand(x):
+    q = (x @ W).view(x.shape[0], S, 2, D // 2).transpose(1, 2)
+    weights = torch.softmax(q @ q.transpose(-1, -2) + torch.ones(S, S).tril().log(), -1)
+    return (weights @ q).transpose(1, 2).reshape(x.shape)
+
+
+APART = {
+    "linear and norm": lambda x: F.layer_norm(F.linear(x, W), (D,)).relu(),
+    "flattened tokens": lambda x: (x.reshape(-1, D) @ W).view(x.shape),
+    "time first and back": lambda x: (x.transpose(0, 1).reshape(-1, D) @ W).view(S, -1, D).transpose(0, 1),
+    "attention by hand": attention_by_hand,
+    "attention": lambda x: attend(x[:, None], x[:, None], x[:, None], is_causal=True),
+    "softmax over features": lambda x: x.softmax(-1) + x.softmax(1),
+    "reductions of samples": lambda x: x - x.mean((1, 2), keepdim=True) + x.amax(-1, keepdim=True),
+    "class token": lambda x: torch.cat([torch.zeros(1, 1, D).expand(x.shape[0], -1, -1), x], 1)[:, 0],
+    "guidance": lambda x: sum((2 * torch.cat([x, x])).chunk(2)),
+    "embedding": lambda ids: F.embedding(ids, torch.ones(9, D)).sum(1),
+    "gather by its own index": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "mask": lambda x: x.masked_fill(x > 1, 0.0) + torch.where(x > 0, x, -x),
+    "windows": lambda x: x.unfold(1, 3, 1).sum(-1),
+    "heads merged with the batch": lambda x: torch.bmm(
+        x.reshape(x.shape[0] * 2, S // 2, D), x.reshape(x.shape[0] * 2, S // 2, D).transpose(1, 2)
+    ),
+    "repeated for each head": lambda x: x.repeat(2, 1, 1) * 2,
+    "scan": lambda x: x.cumsum(1),
+    "written into columns": lambda x: torch.zeros(x.shape[0], S, 9).scatter(2, (x > 0).long(), x),
+}
+MIXED = {
+    "mean over the batch": (lambda x: x - x.mean(0), "bi_compile.mean"),
+    "sum of everything": (lambda x: x.sum(), "bi_compile.sum"),
+    "softmax over the batch": (lambda x: x.softmax(0), "bi_compile.softmax"),
+    "cumsum over the batch": (lambda x: x.cumsum(0), "cumsum"),
+    "maximum of everything": (lambda x: x / x.abs().amax(), "bi_compile.amax"),
+    "contrast": (lambda x: (x[:, 0] @ x[:, 0].t()).softmax(-1), "bi_compile.mm"),
+    "outer product": (lambda x: x[:, None, 0] * x[None, :, 0], "aten.mul"),
+    "product over the batch": (lambda x: x[:, 0].t() @ x[:, 0], "bi_compile.mm"),
+    "reversed": (lambda x: x + x.flip(0), "prims.rev"),
+    "neighbours": (lambda x: x[1:] - x[:-1], "aten.slice"),
+    "first sample": (lambda x: x - x[0], "aten.select"),
+    "fixed samples": (lambda x: x[torch.tensor([1, 0, 2, 3, 4, 5])], "aten.index"),
+    "batch norm in training": (nn.BatchNorm1d(S).train(), "native_batch_norm"),
+    "norm over flattened samples": (lambda x: x.reshape(-1, D).std(0), "bi_compile.var"),
+    "attention over the batch": (
+        lambda x: attend(x.transpose(0, 1)[None], x.transpose(0, 1)[None], x.transpose(0, 1)[None]),
+        "bi_compile.attention",
+    ),
+    "capacity": (
+        lambda x: x * ((x > 0).long().cumsum(0) < 3),
+        "aten.mul",
+    ),
+}
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("name", APART)
+def test_samples_stay_apart(name, symbolic):
+    graph, flow = analysed(APART[name], IDS if name == "embedding" else X.clone(), symbolic=symbolic)
+    assert {n: f.reason for n, f in flow.findings.items()} == {}
+    (result,) = graph.output_node().all_input_nodes
+    assert flow.value(result).startswith(("f32[B, ", "f32[2*B, ", "f32[B*2, ")), flow.value(result)
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("name", MIXED)
+def test_mixing_is_found_at_its_op(name, symbolic):
+    fn, op = MIXED[name]
+    _, flow = analysed(fn, X.clone(), symbolic=symbolic)
+    mixed = [node for node, finding in flow.findings.items() if finding.mixes]
+    assert mixed, flow.findings
+    assert op in str(mixed[0].target)
+    path = flow.findings[mixed[0]].path
+    assert path[0].op == "placeholder"
+    assert path[-1] is mixed[0]
+
+
+def test_the_same_ops_mix_or_not_by_the_declared_dim():
+    fn = lambda x: x.mean(0)  # noqa: E731
+    assert analysed(fn, X, dims=[(0,)])[1].findings
+    for dims in [(1,)], [(2,)], [()]:
+        assert not analysed(fn, X, dims=dims)[1].findings
+
+
+def test_two_batches_are_followed_at_once():
+    graph, flow = analysed(lambda x: x.reshape(-1, D) @ W, X, dims=[(0, 1)])
+    (result,) = graph.output_node().all_input_nodes
+    assert not flow.findings or all(not f.mixes for f in flow.findings.values())
+    assert "B" in flow.value(result) or flow.findings
+
+
+def test_experts_by_places_keep_tokens_apart():
+    _, flow = analysed(moe_loop, X, torch.randn(D, 4), EXPERTS, dims=[(0,), (), ()])
+    assert not [f.reason for f in flow.findings.values() if f.mixes]
+
+
+def test_an_op_without_a_rule_is_unknown_and_named_once():
+    _, flow = analysed(lambda x: torch.special.i0(torch.special.i0(x)) * 2, X)
+    (finding,) = flow.findings.values()
+    assert not finding.mixes
+    assert "no rule" in finding.reason
+
+
+def test_rows_chosen_by_another_input_are_unknown():
+    _, flow = analysed(lambda x, i: x[i], ROWS, torch.arange(B))
+    (finding,) = flow.findings.values()
+    assert not finding.mixes
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_shifted_samples_are_not_taken_for_their_own(symbolic):
+    _, flow = analysed(lambda x: x + x.roll(1, 0), X, symbolic=symbolic)
+    assert flow.findings
+
+
+def test_a_batch_of_one_mixes_nothing():
+    _, flow = analysed(lambda x: x - x.mean(0), X[:1])
+    assert not flow.findings
+
+
+def test_the_number_of_samples_may_not_enter_arithmetic():
+    _, flow = analysed(lambda x: x / x.shape[0], X.clone(), symbolic=True)
+    assert any(f.mixes for f in flow.findings.values())
