@@ -20,6 +20,7 @@ from bi_compile.passes import (
     scan,
     scatter,
     softmax,
+    sort,
 )
 
 PIPELINE = (
@@ -29,6 +30,7 @@ PIPELINE = (
     softmax,  # likewise
     pooling,  # windows, by sums or elementwise chains
     reduction,  # what is left of sums, maxima and variances
+    sort,  # selections before the extrema and gathers they are made of
     scan,  # running sums and products
     embedding_bag,  # whole bags before the gathers and additions they are made of
     scatter,  # additions and other reductions by index

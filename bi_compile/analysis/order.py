@@ -35,13 +35,14 @@ DATA_MOVEMENT = frozenset(
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter
     split_copy unbind_copy permute_copy expand_copy bucketize searchsorted one_hot masked_scatter
-    cummax cummin
+    cummax cummin mode masked_scatter_backward
     """.split()
 )
 """Ops that copy elements or look at where they are, without arithmetic on floating values.
 
 `scatter` is here because its duplicates are undefined by PyTorch itself; `scatter_add` is not. `cummax` and
-`cummin` compare in index order and keep the last of equals.
+`cummin` compare in index order and keep the last of equals; `mode` is a function of its row; `sort` is looked
+at apart.
 """
 
 CREATION = frozenset(
@@ -60,7 +61,7 @@ ORDER_FREE_REDUCTIONS = frozenset("any all any_dim all_dims count_nonzero".split
 EXACT_FOR_INTEGERS = frozenset(
     """
     sum prod amax amin max min argmax argmin aminmax cumsum cumprod mm bmm addmm baddbmm mv dot
-    pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin sort topk bincount histc
+    pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin bincount histc
     unique_dim _unique2 unique_consecutive scatter_add index_add index_put scatter_reduce floor_divide fmod
     """.split()
 )
@@ -93,6 +94,8 @@ def is_order_free(
         return namespace == "bi_compile"
     if name in ("index_put", "index_put_"):
         return exact_dtype or not (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
+    if name == "sort":  # the order of equal elements is fixed only where it is asked for
+        return bool(kwargs.get("stable"))
     if name == "scatter" and op._overloadname in ("reduce", "value_reduce"):
         return exact_dtype
     if name.rstrip("_") in EXACT_FOR_INTEGERS and exact_dtype:
