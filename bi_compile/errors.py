@@ -186,3 +186,39 @@ _WAYS_OUT = {
     "stance": "leave torch.compiler.set_stance's force_backend out.",
     "disabled": "unset it, or call the model under bi_compile.eager().",
 }
+
+
+class FactoryError(_Message):
+    """The argument of `python -m bi_compile check` does not lead to a model and its inputs."""
+
+    @classmethod
+    def no_path(cls, path: str) -> "FactoryError":
+        return cls(
+            f"{path!r} names no factory",
+            hint="write package.module:factory, for example my_models.bert:make.",
+        )
+
+    @classmethod
+    def no_module(cls, module: str, reason: str) -> "FactoryError":
+        return cls(
+            f"cannot import {module!r}: {reason}",
+            hint="run this in the folder the module is imported from, or put that folder on PYTHONPATH.",
+        )
+
+    @classmethod
+    def no_attribute(cls, module: str, name: str, found: Iterable[str]) -> "FactoryError":
+        found = sorted(found)
+        near = get_close_matches(name, found, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return cls(
+            f"module {module!r} has no {name!r}",
+            hint=f"{hint}its functions and classes are {', '.join(found) or 'none'}.",
+        )
+
+    @classmethod
+    def wrong_value(cls, path: str, value: str) -> "FactoryError":
+        return cls(
+            f"{path} returned {value}",
+            hint="return (model, inputs): a callable, and a tensor, a tuple of arguments or a dict of "
+            "keyword arguments whose tensors stack at least 2 samples along dim 0.",
+        )

@@ -68,13 +68,13 @@ def cpp_command(source: Path, *, flags: list[str], isa: str) -> list[str]:
     return [*command, *_ISA_FLAGS[isa].split(), *flags]
 
 
-def require_compiler() -> None:
-    """Raise CompilerNotFoundError unless torch's toolchain finds a C++ compiler."""
+def require_compiler() -> str:
+    """The C++ compiler that torch's toolchain finds. Raises CompilerNotFoundError if there is none."""
     from torch._inductor import config, exc
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
-        get_cpp_compiler()
+        return get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError, OSError):
         searched = ", ".join(str(name) for name in config.cpp.cxx if name)
         raise CompilerNotFoundError(searched) from None

@@ -147,6 +147,29 @@ def test_leak_warning(kind, hint):
     assert set(errors._WAYS_OUT) == {"outside graphs", "gradient outside graphs", "stance", "disabled"}
 
 
+def test_factory_errors():
+    check(
+        errors.FactoryError.no_path("models"),
+        "'models' names no factory\nHint: write package.module:factory, for example my_models.bert:make.",
+    )
+    check(
+        errors.FactoryError.no_module("models", "No module named 'models'"),
+        "cannot import 'models': No module named 'models'\n"
+        "Hint: run this in the folder the module is imported from, or put that folder on PYTHONPATH.",
+    )
+    check(
+        errors.FactoryError.no_attribute("models", "mkae", ["make", "Block"]),
+        "module 'models' has no 'mkae'\n"
+        "Hint: did you mean 'make'? its functions and classes are Block, make.",
+    )
+    check(
+        errors.FactoryError.wrong_value("models:make", "a Tensor"),
+        "models:make returned a Tensor\n"
+        "Hint: return (model, inputs): a callable, and a tensor, a tuple of arguments or a dict of keyword "
+        "arguments whose tensors stack at least 2 samples along dim 0.",
+    )
+
+
 def test_option_errors():
     check(
         errors.OptionError.breaks_promise("use_fast_math", True, "why"),

@@ -48,7 +48,7 @@ def test_without_a_writable_home_kernels_go_to_the_temporary_directory(monkeypat
     monkeypatch.delenv("BI_COMPILE_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     monkeypatch.setattr(builder.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert builder._cache_directory().parent == tmp_path
+    assert builder.cache_directory().parent == tmp_path
 
 
 def test_a_source_that_does_not_compile_shows_the_compilers_words(monkeypatch, tmp_path):

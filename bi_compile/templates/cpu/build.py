@@ -43,15 +43,20 @@ def build_and_load(family: str, *, isa: str | None = None) -> Path:
 def build(family: str, *, isa: str | None = None) -> Path:
     """As `build_and_load`, without loading."""
     source = _TEMPLATES / family / "cpu.cpp"
-    isa = isa or os.environ.get("BI_COMPILE_ISA") or inductor.best_isa()
+    isa = isa or chosen_isa()
     definitions = [f"-D{name}={value}" for name, value in numerics.c_macros().items()]
     flags = [*_FLAGS, *definitions, f"-I{_TEMPLATES}"]
     command = inductor.cpp_command(source, flags=flags, isa=isa)
     key = _digest(family, command)
-    target = _cache_directory() / f"{family}-{isa}-{key}.so"
+    target = cache_directory() / f"{family}-{isa}-{key}.so"
     if not target.exists():
         _compile(family, command, target)
     return target
+
+
+def chosen_isa() -> str:
+    """The instruction set kernels are built for: BI_COMPILE_ISA, or the best one of this machine."""
+    return os.environ.get("BI_COMPILE_ISA") or inductor.best_isa()
 
 
 def _digest(family: str, command: list[str]) -> str:
@@ -63,7 +68,8 @@ def _digest(family: str, command: list[str]) -> str:
     return digest.hexdigest()[:20]
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where built kernels are kept; made if it is not there. Raises CacheDirectoryError."""
     chosen = os.environ.get("BI_COMPILE_CACHE_DIR")
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bi_compile"
     base = Path(chosen) if chosen else default
