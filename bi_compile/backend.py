@@ -18,6 +18,8 @@ from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import record_compilation, record_graph
 from bi_compile.verify import verify
 
+dynamo.trace_recurrent_modules()
+
 
 def batch_invariant(
     module: fx.GraphModule,

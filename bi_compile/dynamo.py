@@ -266,6 +266,16 @@ class _RecompileLimit(logging.Filter):
         return True
 
 
+def trace_recurrent_modules() -> None:
+    """Let Dynamo trace nn.LSTM, nn.GRU and nn.RNN: by default it leaves them to eager PyTorch, silently.
+
+    A setting of the process: Dynamo asks before it knows which backend a graph is for.
+    """
+    from torch._dynamo import config
+
+    config.allow_rnn = True
+
+
 def watch_recompile_limit() -> None:
     """Refuse, for the frame being compiled, the eager execution that follows Dynamo's recompile limit."""
     from torch._guards import CompileContext

@@ -59,7 +59,7 @@ def as_text(width: int = 100) -> str:
 
 
 def _base(op: object) -> str:
-    return getattr(op, "__name__", str(op)).removesuffix(".default")
+    return getattr(op, "__name__", str(op)).split(".")[0]
 
 
 def _sorted(names: Iterable[str]) -> list[str]:

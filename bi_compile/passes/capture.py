@@ -1,4 +1,4 @@
-"""Whole ops caught before PyTorch decomposes them: linear and scaled_dot_product_attention.
+"""Whole ops caught before PyTorch decomposes them: linear, attention, recurrent layers.
 
 PyTorch picks their decomposition by contiguity, size, mask and gradient mode, and the pieces round in
 different places. Caught whole, each has one definition. The ops below carry autograd and trace through to the
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from bi_compile.passes import recurrent
+from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
 
 _library = torch.library.Library("bi_compile", "FRAGMENT")
@@ -52,8 +54,10 @@ CAPTURED = {
     torch.nn.functional.scaled_dot_product_attention: _attention_op,
     torch.ops.aten.linear.default: _linear_op,
     torch.ops.aten.scaled_dot_product_attention.default: _attention_op,
+    **recurrent.CAPTURED,
+    **COMPOSITES,
 }
-"""Stock function -> our op of the same signature."""
+"""Stock function -> our op or function of the same signature."""
 
 
 def capture(module: fx.GraphModule) -> None:

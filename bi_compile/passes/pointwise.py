@@ -149,6 +149,12 @@ def _asinh(x: Tensor) -> Any:
     return torch.where(a < 2.0**28, small, large).copysign(_opmath(x)).to(x.dtype)
 
 
+@rewrite(aten.glu.default)
+def _glu(x: Tensor, dim: int = -1) -> Any:
+    a, b = _opmath(x).chunk(2, dim)
+    return (a * b.sigmoid()).to(x.dtype)
+
+
 @rewrite(aten.pow.Tensor_Scalar)
 def _pow(x: Tensor, exponent: Any) -> Any:
     if not x.dtype.is_floating_point or not isinstance(exponent, int | float):
@@ -239,6 +245,6 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 REWRITES = (
     *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
-    *_addcmul, *_addcdiv, *_lerp, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp,
+    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp,
     *_clamp_min, *_clamp_max, *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip
