@@ -31,7 +31,8 @@ class _Attempt:
 
     breaks: list[tuple[str, Sequence[traceback.FrameSummary]]] = field(default_factory=list)
     error: Exception | None = None
-    captured: bool = True
+    asked: bool = False
+    captured: bool = False
 
 
 class _Thread(threading.local):
@@ -46,12 +47,12 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _backend: Callable[..., Any] | None = None
-_outside: Callable[[], TorchDispatchMode] | None = None
+_outside: type[TorchDispatchMode] | None = None
 _leaves_graphs = False
 _warned: set[Leak] = set()
 
 
-def watch(backend: Callable[..., Any], outside: Callable[[], TorchDispatchMode]) -> None:
+def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None:
     """From now on, what functions compiled with `backend` run outside graphs runs under `outside()`."""
     global _backend, _outside
     from torch._dynamo import convert_frame, eval_frame, trace_rules
@@ -59,7 +60,8 @@ def watch(backend: Callable[..., Any], outside: Callable[[], TorchDispatchMode])
     if _backend is not None:
         return
     _backend, _outside = backend, outside
-    trace_rules.add(__name__)  # the hooks themselves are no code to be compiled
+    for module in (__name__, outside.__module__):
+        trace_rules.add(module)  # what watches and computes is itself no code to be compiled
     _wrap(eval_frame._TorchDynamoContext, "__init__", _context)
     _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
@@ -118,9 +120,26 @@ def _compute_outside_graphs() -> None:
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
 
     assert _outside is not None
-    if _thread.calls and not any(type(mode).__module__.startswith("bi_compile.") for mode in modes()):
+    if not _thread.calls or _thread.mode is not None:
+        return
+    if not any(type(mode).__module__.startswith("bi_compile.") for mode in modes()):
         _thread.mode = _outside()
         _thread.mode.__enter__()
+
+
+def unseen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with nothing in it compiled when Dynamo's eyes are on its caller."""
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        seen_by = set_eval_frame(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            set_eval_frame(seen_by)
+
+    return run
 
 
 def graph_alone(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +181,7 @@ def _capture(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwa
     from torch._dynamo.utils import graph_break_reasons
 
     attempt, before = _thread.attempts[-1], len(graph_break_reasons)
+    attempt.asked = True
     try:
         result = stock(self, frame, *args, **kwargs)
         attempt.captured = result.guarded_code is not None
@@ -180,15 +200,20 @@ def _report(attempt: _Attempt, frame: Any) -> None:
     refusal = getattr(error, "inner_exception", error)
     if error is not None and isinstance(refusal, BatchInvariantError):
         raise error  # under suppress_errors the frame would run nevertheless
-    if error is not None and _has_tensors(frame):
-        code = frame.f_code
+    code = frame.f_code
+    skipped = (
+        "Dynamo skips its file" if not attempt.asked and not code.co_filename.startswith(_CALLS) else None
+    )
+    reason = _sentence(str(error)) if error is not None else skipped
+    if reason is not None and _has_tensors(frame):
         function = f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
         where = user_line(getattr(error, "real_stack", ())) or function
-        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {_sentence(str(error))}", where))
+        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {reason}", where))
     elif error is None:
-        for reason, stack in attempt.breaks:
-            record_break(Break(_sentence(reason), user_line(stack)))
-    if error is not None or attempt.breaks or not attempt.captured:
+        reason = None
+        for broken, stack in attempt.breaks:
+            record_break(Break(_sentence(broken), user_line(stack)))
+    if reason is not None or attempt.breaks or (attempt.asked and not attempt.captured):
         _leaves_graphs = True
         _compute_outside_graphs()
 
@@ -230,7 +255,12 @@ def _sentence(reason: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", (explanations or lines)[0]).rstrip(".")
 
 
-_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_TORCH = Path(torch.__file__).parent
+_OURS = (str(_TORCH), str(Path(__file__).parent))
+_CALLS = tuple(
+    str(_TORCH / part) for part in ("_dynamo", "_compile", "compiler", "_jit", "nn/modules/module.py")
+)
+"""Where calling a module or a graph computes nothing by itself."""
 
 
 def _users_frame(stack: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:

@@ -130,6 +130,7 @@ class OutsideGraphs(_CanonicalOps):
         """Asked by Dynamo, which otherwise compiles nothing under a mode."""
         return True
 
+    @dynamo.unseen
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
         if differentiated and any(r.alias_info is None for r in func._schema.returns):

@@ -300,11 +300,33 @@ def test_inductor_told_to_skip_the_check_of_the_final_graph_is_refused():
         )(X)
 
 
-def test_frames_that_dynamo_skips_for_their_modules():
+def test_a_module_of_torch_whose_own_compile_compiles_nothing():
     torch.compiler.reset()
-    model = nn.Sequential(nn.Linear(300, 8), nn.RNN(8, 8, batch_first=True)).eval()
-    compiled = torch.compile(model, backend="batch_invariant")
-    with torch.no_grad(), collect() as report, warnings.catch_warnings():
-        warnings.simplefilter("ignore", LeakWarning)
-        compiled(X)
-    assert report.breaks or report.compilations
+    model = nn.Sequential(nn.Linear(300, 8), nn.GELU()).eval()
+    with torch.no_grad(), bi_compile.eager():
+        want = model(X)
+    model.compile(backend="batch_invariant")
+    with torch.no_grad(), collect() as report:
+        assert_same_bits(model(X), want)
+        assert_same_bits(model(X[2:5]), want[2:5])
+    assert "all of 'forward' runs outside graphs: Dynamo skips its file" in {b.reason for b in report.breaks}
+
+
+def test_what_is_captured_whole_leaves_no_graph():
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(300, 8), nn.GELU()).eval()
+    with torch.no_grad(), collect() as report:
+        torch.compile(model, backend="batch_invariant")(X)
+        torch.compile(lambda x: model(x) * 2, backend="batch_invariant")(X)
+    assert report.compilations == 2
+    assert not report.breaks
+
+
+def test_nothing_that_computes_outside_graphs_is_captured_itself():
+    torch.compiler.reset()
+    compiled = torch.compile(in_a_frame_that_is_skipped, backend="batch_invariant")
+    with torch.no_grad(), collect() as report:
+        for _ in range(2):
+            compiled(X)
+            assert not modes()
+    assert report.compilations == 1, "the function it calls, and nothing of ours"
