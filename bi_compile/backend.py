@@ -43,7 +43,7 @@ def batch_invariant(
 
     inputs = inductor.user_inputs(module)
     dims = batch_dims([entry.tensor for entry in inputs])
-    dump = Dump(parsed.dump, module)
+    dump = Dump(parsed.dump, module, dims)
     dump.graph("captured", module.graph)
     capture(module)
     dump.graph("whole_ops", module.graph)

@@ -138,7 +138,7 @@ def check(
             result = {"passed": False, "message": "not checked: it does not compile"}
         else:
             result = _compare(model, inputs, named, progress)
-    good = bool(result["passed"]) and report.promised
+    good = bool(result["passed"]) and not report.leaks
     if as_json:
         print(json.dumps({**json.loads(report.json()), "check": result}, indent=2))
     else:

@@ -24,13 +24,13 @@ _log = logging.getLogger("bi_compile")
 class Dump:
     """Shows the stages of one compilation, where anybody asked for them.
 
-    folder: below which files are written, or None.
+    folder: below which files are written, or None. dims: the batch dims of the inputs of `module`.
     """
 
-    def __init__(self, folder: str | None, module: fx.GraphModule) -> None:
+    def __init__(self, folder: str | None, module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> None:
         self._folder = _new_folder(Path(folder)) if folder else None
         self._inputs = inductor.user_inputs(module)
-        self._batch = inductor.batch_symbols(module)
+        self._batch = inductor.batch_symbols(module, dims)
         self._number = itertools.count()
         self._last = ""
         self._report = Report(f"compilation {self._folder.name}" if self._folder else "compilation")

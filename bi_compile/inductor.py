@@ -270,6 +270,7 @@ def user_line(node: fx.Node) -> str | None:
     if not found:
         return None
     file, line, function, code = found[-1]
+    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", function)
     return f"{file}:{line}, in {function}:  {code.strip()}"
 
 
@@ -382,9 +383,15 @@ def user_inputs(module: fx.GraphModule) -> list[UserInput]:
     return found
 
 
-def batch_symbols(module: fx.GraphModule) -> dict[str, str]:
-    """The symbols that stand for the batch in a graph from Dynamo: {"s77": "B"}."""
-    return {str(seen.shape[0]): "B" for _, seen in _real_inputs(module) if not isinstance(seen.shape[0], int)}
+def batch_symbols(module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> dict[str, str]:
+    """The symbols that stand for batches in a graph from Dynamo, whose inputs hold them on `dims`."""
+    found = {}
+    for node, own in zip(module.graph.find_nodes(op="placeholder"), dims, strict=True):
+        for number, d in enumerate(own):
+            size = node.meta["example_value"].shape[d]
+            if not isinstance(size, int):
+                found.setdefault(str(size), f"B{number + 1}" if number else "B")
+    return found
 
 
 def _is_owned(source: Any) -> bool:

@@ -17,8 +17,8 @@ MIXES = "mixes the batch"
 UNKNOWN = "unknown"
 LEFT_ALONE = "left alone"
 
-REFUSED = frozenset((MIXES, UNKNOWN, LEFT_ALONE))
-"""Kinds for which nothing is promised: under on_unsupported="error" they stop the compilation."""
+REFUSED = frozenset((MIXES, LEFT_ALONE))
+"""Kinds that stop the compilation under on_unsupported="error"."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Break:
-    """A place where Dynamo ended a graph: until the next one, stock PyTorch runs.
+    """A place where Dynamo ended a graph: until the next one, ops run one by one by their canonical form.
+
+    Through these the batch is not followed.
 
     reason: in Dynamo's words, one line. where: the user's line, if known.
     """
@@ -104,10 +106,10 @@ class Graph:
 
     @property
     def not_promised(self) -> list[str]:
-        """The outputs that a refused op reaches: their bits may change with the batch."""
+        """The outputs that a refused or unknown op reaches: their bits may change with the batch."""
         tainted: set[str] = set()
         for verdict in self.verdicts:
-            if verdict.kind in REFUSED or not tainted.isdisjoint(verdict.inputs):
+            if verdict.kind in (*REFUSED, UNKNOWN) or not tainted.isdisjoint(verdict.inputs):
                 tainted.add(verdict.node)
         return [name for name in self.outputs if name in tainted]
 
@@ -144,6 +146,11 @@ class Report:
         return [verdict for verdict in self.verdicts if verdict.kind in REFUSED]
 
     @property
+    def unknown(self) -> list[Verdict]:
+        """The ops with one order of arithmetic of which nobody can say whether they keep samples apart."""
+        return [verdict for verdict in self.verdicts if verdict.kind == UNKNOWN]
+
+    @property
     def isolated(self) -> list[Verdict]:
         """The ops that run sample by sample: right, and slow."""
         return [verdict for verdict in self.verdicts if verdict.kind == ISOLATED]
@@ -159,8 +166,8 @@ class Report:
 
     @property
     def promised(self) -> bool:
-        """Whether every sample gets the same bits whatever shares its batch."""
-        return not (self.refused or self.breaks or self.leaks or self.error)
+        """Whether every sample gets the same bits whatever shares its batch, as far as the graphs go."""
+        return bool(self.graphs) and not (self.refused or self.unknown or self.leaks or self.error)
 
     def __str__(self) -> str:
         from bi_compile.report.text import summary

@@ -28,6 +28,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "counts": dict(kinds),
         "rungs": [asdict(rung) for rung in rungs(report)],
         "refused": [asdict(verdict) for verdict in report.refused],
+        "unknown": [asdict(verdict) for verdict in report.unknown],
         "isolated": [asdict(verdict) for verdict in report.isolated],
         "breaks": [asdict(found) for found in report.breaks],
         "leaks": [asdict(leak) for leak in report.leaks],

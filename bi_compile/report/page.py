@@ -21,7 +21,7 @@ from bi_compile.report import (
 from bi_compile.report.data import trees
 from bi_compile.report.drawing import draw
 from bi_compile.report.rungs import IF, NO, YES, Rung, rungs
-from bi_compile.report.text import headline
+from bi_compile.report.text import headline, named_path
 
 KINDS = {
     CANONICAL: ("canonical", "rewritten to a template with one summation tree"),
@@ -40,7 +40,7 @@ def render(report: Report) -> str:
     parts = {
         "title": escape(report.name or "report"),
         "headline": escape(headline(report)),
-        "state": "good" if report.promised else "bad",
+        "state": "bad" if not report.promised else "partly" if report.breaks else "good",
         "facts": _facts(report),
         "rungs": "".join(_rung(rung) for rung in rungs(report)),
         "problems": _problems(report, lines),
@@ -104,7 +104,11 @@ def _problems(report: Report, lines: _Lines) -> str:
         ids = node_ids(graph)
         for verdict in graph.verdicts:
             if verdict.kind in (ISOLATED, MIXES, UNKNOWN, LEFT_ALONE):
-                path = f"<div class=path>{escape(' → '.join(verdict.path))}</div>" if verdict.path else ""
+                path = (
+                    f"<div class=path>{escape(' → '.join(named_path(verdict, graph)))}</div>"
+                    if verdict.path
+                    else ""
+                )
                 target = f"{number}-{ids[verdict.node]}"
                 found.append(
                     f'<li class="k-{KINDS[verdict.kind][0]}"><a href="#r{target}" data-go="{target}">'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bi_compile.report import MIXES, Report
+from bi_compile.report import MIXES, Report, Verdict
 
 YES, NO, IF = "yes", "no", "if"
 
@@ -38,18 +38,25 @@ def rungs(report: Report) -> list[Rung]:
 def _judge(rung: str, report: Report) -> tuple[str, str]:
     if report.error:
         return NO, "the compilation stopped"
-    if not report.graphs:
-        return NO, "no graph was compiled, so nothing is known"
     # A known mixture has a fixed order like everything else: the run and the graph do not show in it.
     refused = [v for v in report.refused if v.kind != MIXES or rung not in ("run", "graph")]
     if refused:
-        names = ", ".join(dict.fromkeys(v.op for v in refused))
-        return NO, f"nothing is promised for {names}"
+        return NO, f"nothing is promised for {_names(refused)}"
     if report.leaks:
-        return NO, f"{len(report.leaks)} times the host computed by itself ({report.leaks[0].kind})"
+        return NO, report.leaks[0].reason
+    if not report.graphs:
+        return NO, "no graph was compiled, so nothing is known"
+    if rung in ("run", "graph"):
+        return YES, "every op has one order of arithmetic"
+    if report.unknown:
+        return IF, f"{_names(report.unknown)} keeps samples apart, which nobody can say"
     if report.breaks:
-        return IF, "the code between graphs runs under bi_compile.eager()"
+        return IF, "what runs outside graphs keeps samples apart"
     return {"padding": _padding, "queries": _queries}.get(rung, _always)(report)
+
+
+def _names(verdicts: list[Verdict]) -> str:
+    return ", ".join(dict.fromkeys(v.op for v in verdicts))
 
 
 def _always(report: Report) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from bi_compile.report import Report, Verdict
+from bi_compile.report import REFUSED, UNKNOWN, Graph, Report, Verdict
 from bi_compile.report.rungs import rungs
 
 
@@ -11,15 +11,16 @@ def headline(report: Report) -> str:
     """One sentence: does the promise hold?"""
     if report.error:
         return f"not compiled: {report.error.splitlines()[0]}"
-    if not report.graphs:
-        return "nothing was compiled: no promise"
     if report.refused:
         return f"refused: no promise for {', '.join(dict.fromkeys(v.op for v in report.refused))}"
     if report.leaks:
-        return f"no promise: {_plural(len(report.leaks), 'time')} the host computed by itself"
-    if report.breaks:
-        return f"promised within graphs; {_plural(len(report.breaks), 'graph break')} between them"
-    return "every sample gets the same bits whatever shares its batch"
+        return f"no promise: {report.leaks[0].reason}"
+    if not report.graphs:
+        return "no promise: no graph was compiled"
+    if report.unknown:
+        return f"no promise: unknown whether {report.unknown[0].op} keeps samples apart"
+    outside = "; if what runs outside graphs keeps samples apart" if report.breaks else ""
+    return f"every sample gets the same bits whatever shares its batch{outside}"
 
 
 def summary(report: Report) -> str:
@@ -39,10 +40,14 @@ def _summary(report: Report) -> Iterator[str]:
         grouped.setdefault((rung.holds, rung.why), []).append(f"{rung.letter} {rung.name}")
     for (holds, why), names in grouped.items():
         yield f"{holds:>5}  {', '.join(names)}: {why}"
-    for verdict in report.refused:
-        yield from _problem(f"{verdict.kind}: {verdict.op} ({verdict.node})", verdict.reason, verdict.where)
-        if verdict.path:
-            yield f"  path {' > '.join(verdict.path)}"
+    for graph in report.graphs:
+        for verdict in graph.verdicts:
+            if verdict.kind in (*REFUSED, UNKNOWN):
+                yield from _problem(
+                    f"{verdict.kind}: {verdict.op} ({verdict.node})", verdict.reason, verdict.where
+                )
+                if verdict.path:
+                    yield f"  path {' > '.join(named_path(verdict, graph))}"
     for verdict in report.isolated:
         yield from _problem(f"sample by sample: {verdict.op} ({verdict.node})", verdict.reason, verdict.where)
     for number, graph in enumerate(report.graphs):
@@ -51,9 +56,15 @@ def _summary(report: Report) -> Iterator[str]:
     for found in report.breaks:
         yield from _problem("graph break", found.reason, found.where)
     for leak in report.leaks:
-        yield from _problem(leak.kind, leak.reason, leak.where)
+        yield from _problem("no promise", leak.reason, leak.where)
     if report.error:
         yield from report.error.splitlines()
+
+
+def named_path(verdict: Verdict, graph: Graph) -> list[str]:
+    """The path to a verdict's op, with the user's names for inputs."""
+    names = {entry.node: entry.name for entry in graph.inputs}
+    return [names.get(node, node) for node in verdict.path]
 
 
 def _problem(what: str, reason: str | None, where: str | None) -> Iterator[str]:

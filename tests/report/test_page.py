@@ -87,7 +87,7 @@ def test_edges_say_where_the_batch_flows(tmp_path):
 
 def test_trouble_is_listed_above_the_graph(tmp_path):
     text = Page(written(bad(), tmp_path)).text.partition("node, op")[0]
-    for expected in ("a & b <i>", "x_1 → x", "graph break: call of print", "nn.LSTM ran as stock PyTorch",
+    for expected in ("a & b <i>", "x → x", "graph break: call of print", "nn.LSTM ran as stock PyTorch",
                      "output m, cumsum of graph 0 is not promised", "model.py:9, in forward"):  # fmt: skip
         assert expected in text
     assert "To look at" not in Page(written(good(), tmp_path)).text

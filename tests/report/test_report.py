@@ -10,6 +10,7 @@ from bi_compile.report import (
     LEFT_ALONE,
     MIXES,
     ORDER_FREE,
+    UNKNOWN,
     Break,
     Graph,
     Leak,
@@ -60,12 +61,13 @@ def of(*kinds: str, op: str = "bi_compile.attention") -> Report:
         (of(CANONICAL, ISOLATED), "yes yes no no yes"),
         (of(CANONICAL, MIXES), "yes no no no yes"),
         (of(CANONICAL, LEFT_ALONE), "no no no no no"),
-        (Report("m", of(CANONICAL).graphs, 1, breaks=[Break("print")]), "if if if if if"),
-        (Report("m", of(CANONICAL).graphs, 1, leaks=[Leak("skipped frame", "")]), "no no no no no"),
+        (of(CANONICAL, UNKNOWN), "yes if if if yes"),
+        (Report("m", of(CANONICAL).graphs, 1, breaks=[Break("print")]), "yes if if if yes"),
+        (Report("m", of(CANONICAL).graphs, 1, leaks=[Leak("skipped frame", "why")]), "no no no no no"),
         (Report("m", error="no compiler"), "no no no no no"),
         (Report("m"), "no no no no no"),
     ],
-    ids=["good", "isolated", "mixes", "left alone", "break", "leak", "error", "empty"],
+    ids=["good", "isolated", "mixes", "left alone", "unknown", "break", "leak", "error", "empty"],
 )
 def test_rungs_are_judged_by_the_verdicts(report, expected):
     found = rungs(report)
@@ -77,14 +79,14 @@ def test_rungs_are_judged_by_the_verdicts(report, expected):
 def test_the_text_names_every_trouble():
     text = str(bad())
     for line in (
-        "<b>Bad</b>: refused: no promise for aten.m.dim, aten.u.default, aten.cumsum.default",
+        "<b>Bad</b>: refused: no promise for aten.m.dim, aten.cumsum.default",
         "mixes the batch: aten.m.dim (m): a & b <i>",
-        "  path x_1 > x",
+        "  path x > x",
         "unknown: aten.u.default (u): no rule",
         "sample by sample: aten.x.default (x): no template",
         "not promised: output m, cumsum of graph 0",
         "graph break: call of print",
-        "skipped frame: nn.LSTM ran as stock PyTorch",
+        "no promise: nn.LSTM ran as stock PyTorch",
     ):
         assert line in text.splitlines()
 
