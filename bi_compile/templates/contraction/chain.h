@@ -150,8 +150,8 @@ constexpr int64_t kColumns = kTileVectors * S::F::kWidth;
 // each `width` cache lines wide. Passed by reference: copied, its fields would be read in wider pieces than they were
 // written, and such a read waits for every store before it.
 struct Ahead {
-  const char* data = nullptr;
-  int64_t stride = 0, count = 0, width = 1, advance = 0;
+  const char* data;
+  int64_t stride, count, width, advance;
 
   void fetch() {
     for (int64_t line = 0; line < count; ++line) {

@@ -113,7 +113,7 @@ void product_in_stream(const Product<T>& p, int64_t width, StreamTile<S, T> comp
   using Sum = typename S::Sum;
   constexpr int64_t kMostSums = 256;
   const int64_t chunks = p.chunks(), count = p.rows * width;
-  for_each_panel<S>(p, width, [&](int64_t batch, const PackedRows<S>& rows, int64_t column, int64_t,
+  for_each_panel<S>(p, width, [&](int64_t batch, const PackedRows<S>& rows, KeptColumns<S>*, int64_t column, int64_t,
                                   int64_t next_column) {
     Sum* levels = workspace<Sum>(2, counter_levels(chunks) * count);
     const auto slot = [&](int64_t level) { return levels + level * count; };

@@ -130,8 +130,8 @@ inline Lines lines_of(const Operand<at::BFloat16>& source, int64_t count, int64_
 
 // Panels of kLines columns stream through; rows are packed.
 inline void product_by_tiles(const Product<at::BFloat16>& p) {
-  for_each_panel<Tiles>(p, kLines, [&](int64_t batch, const PackedRows<Tiles>& rows, int64_t column, int64_t count,
-                                       int64_t next_column) {
+  for_each_panel<Tiles>(p, kLines, [&](int64_t batch, const PackedRows<Tiles>& rows, KeptColumns<Tiles>*, int64_t column,
+                                       int64_t count, int64_t next_column) {
     constexpr int64_t kMostSums = kLines * kColumns<Tiles>;
     const int64_t chunks = p.chunks(), parts = ceil_div(rows.count, kColumns<Tiles>);
     uint32_t* copy = workspace<uint32_t>(1, kLines * kRowStride<Tiles>);
@@ -148,7 +148,8 @@ inline void product_by_tiles(const Product<at::BFloat16>& p) {
         const auto slot = [&](int64_t level) { return levels + (level * parts + part) * kMostSums; };
         alignas(64) float elsewhere[kMostSums];
         float* sums = sums_of(chunk, last, slot, elsewhere);
-        Ahead ahead = share_of<Tiles>(next, count, part, parts);
+        Ahead ahead;
+        share<Tiles>(next, count, part, parts, ahead);
         multiply(lines.data, lines.stride, rows.at(chunk, first), steps, ahead, sums);
         if (sums == elsewhere) combine(sums, kLines * wide, chunk, last, slot);
         if (!last) continue;
