@@ -99,19 +99,15 @@ def test_golden_bits(dtype):
     assert convolution_digest.digest(dtype) == GOLDEN[dtype]
 
 
-def test_every_instruction_set_has_the_same_bits():
-    supported = {"AVX512": ["avx2", "portable"], "AVX2": ["portable"]}
-    sets = supported.get(torch.backends.cpu.get_cpu_capability(), [])
-    expected = [f"{dtype} {value}" for dtype, value in GOLDEN.items()]
-    for name in sets:
-        run = subprocess.run(
-            [sys.executable, "-m", "tests.templates.convolution_digest"],
-            env={**os.environ, "BI_COMPILE_ISA": name},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.splitlines() == expected, name
+def test_the_portable_kernels_have_the_same_bits():
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.templates.convolution_digest"],
+        env={**os.environ, "BI_COMPILE_ISA": "portable"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines() == [f"{dtype} {value}" for dtype, value in GOLDEN.items()]
 
 
 # Invariance

@@ -22,24 +22,58 @@ constexpr int kTileVectors = 2;
 template <class A>
 constexpr int64_t kColumns = kTileVectors * Fma<A>::kWidth;
 
-// sums[row * kColumns + column] of `Rows` output channels and `Vectors` vectors of positions.
+// Where finished sums go, channels `stride` apart; null for sums that are combined first.
+template <class A>
+struct Output {
+  A* data = nullptr;
+  int64_t stride = 0;
+  const A* bias = nullptr;  // of the first channel, or null
+};
+
+// Whether vectors of sums can be finished in registers.
+template <class A>
+constexpr bool kTilesFinish = std::is_constructible_v<Vec<A>, typename Fma<A>::V>;
+
+// sums[row * kColumns + column] of `Rows` output channels and `Vectors` vectors of positions, or, with an output, whole
+// vectors of it. Brings near the rows at `ahead`, unless it is null.
 template <class A, int Rows, int Vectors>
-void chain_tile(const A* rows, int64_t row_stride, const A* columns, int64_t steps, A* sums) {
+void chain_tile(const A* rows, int64_t row_stride, const A* columns, int64_t steps, const A* ahead, A* sums,
+                const Output<A>& output) {
   using F = Fma<A>;
   using V = typename F::V;
   V sum[Rows][Vectors];
   for (int i = 0; i < Rows; ++i) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = F::zero();
   }
-  for (int64_t k = 0; k < steps; ++k) {
-    V column[Vectors];
+  for (int64_t block = 0; block < steps; block += 16) {
+    if (ahead) {
+      for (int i = 0; i < Rows; ++i) __builtin_prefetch(ahead + i * row_stride + block, 0, 3);
+    }
+    const int64_t end = std::min(block + 16, steps);
+    for (int64_t k = block; k < end; ++k) {
+      V column[Vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) column[j] = F::load(columns + k * kColumns<A> + j * F::kWidth);
+      for (int j = 0; j < Vectors; ++j) column[j] = F::load(columns + k * kColumns<A> + j * F::kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const V row = F::broadcast(rows[i * row_stride + k]);
+      for (int i = 0; i < Rows; ++i) {
+        const V row = F::broadcast(rows[i * row_stride + k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sum[i][j] = F::fma(row, column[j], sum[i][j]);
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = F::fma(row, column[j], sum[i][j]);
+      }
+    }
+  }
+  if constexpr (kTilesFinish<A>) {
+    if (output.data) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) {
+          Vec<A> value(sum[i][j]);
+          if (output.bias) value = value + Vec<A>(output.bias[i]);
+          canonical(value).store(output.data + i * output.stride + j * F::kWidth);
+        }
+      }
+      return;
     }
   }
 #pragma GCC unroll 16
@@ -50,7 +84,7 @@ void chain_tile(const A* rows, int64_t row_stride, const A* columns, int64_t ste
 }
 
 template <class A>
-using ChainTile = void (*)(const A*, int64_t, const A*, int64_t, A*);
+using ChainTile = void (*)(const A*, int64_t, const A*, int64_t, const A*, A*, const Output<A>&);
 
 template <class A, int Vectors, int... Rows>
 ChainTile<A> chain_tile_of(int64_t rows, std::integer_sequence<int, Rows...>) {
