@@ -12,6 +12,7 @@ from bi_compile import inductor
 from bi_compile.passes import (
     contraction,
     convolution,
+    distance,
     embedding_bag,
     normalization,
     pointwise,
@@ -26,6 +27,7 @@ from bi_compile.passes import (
 PIPELINE = (
     contraction,  # the products first: other decompositions end in them
     convolution,  # likewise, with their gradients
+    distance,  # norms of differences between rows
     normalization,  # whole norms before the sums they are made of
     softmax,  # likewise
     pooling,  # windows, by sums or elementwise chains

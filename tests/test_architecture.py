@@ -26,6 +26,7 @@ ALLOWED = {
     "templates.softmax": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.normalization": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.attention": {"errors", "numerics", "templates.registry"},
+    "templates.distance": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.order_statistics": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.scan": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.scatter": {"errors", "numerics", "templates.registry", "templates.reduction"},
@@ -34,7 +35,8 @@ ALLOWED = {
     "passes": {
         "analysis", "errors", "templates.contraction", "templates.convolution", "templates.reduction",
         "templates.softmax", "templates.normalization", "templates.attention",
-        "templates.order_statistics", "templates.pointwise", "templates.scan", "templates.scatter",
+        "templates.distance", "templates.order_statistics", "templates.pointwise", "templates.scan",
+        "templates.scatter",
     },
     "pipeline": {"inductor", "passes"},
     "report": {"", "analysis", "errors", "inductor", "numerics"},

@@ -92,6 +92,18 @@ def _batch_dims(flow: Flow) -> str:
     return "and the batch is on " + " and ".join(f"dim {axis.dim}" for axis in flow.axes)
 
 
+def searchsorted(call: Call) -> Flow:
+    """Places of values in sorted lines of the last dim; one line alone serves all values."""
+    lines, values = call.arguments["sorted_sequence"], call.flow(call.get("self"))
+    rank, flow = call.rank(lines), call.flow(lines)
+    if rank - 1 in flow.dims():
+        if lines.meta["val"].dtype.is_floating_point:
+            raise Mixes("it looks values up among those of every sample")
+        raise Unknown("it looks places up in a line that tells of every sample")
+    found = values if rank == 1 else joined([(values, rank), (flow, rank)], rank)
+    return Flow(found.axes, ROUTING if found.position else None)
+
+
 def norm(call: Call) -> tuple[Flow, ...]:
     """layer_norm, rms_norm: statistics over the last dims."""
     rank = call.rank(call.first)
@@ -124,6 +136,17 @@ def _factors(call: Call) -> tuple[fx.Node, fx.Node]:
     if names[0] in call.arguments:
         return call.arguments[names[0]], call.arguments[names[1]]
     return call.arguments["self"], call.arguments["mat2"]
+
+
+def distances(call: Call) -> Flow:
+    """cdist: rows of a [..., P, M] against rows of b [..., R, M]."""
+    a, b = call.arguments["a"], call.arguments["b"]
+    rank = call.rank(a)
+    left, right = call.flow(a), call.flow(b)
+    if rank - 1 in {**left.dims(), **right.dims()}:
+        raise Mixes("it sums over the batch")
+    right = right.move(lambda axis: axis.at(rank - 1) if axis.dim == rank - 2 else axis)
+    return joined([(left, rank), (right, rank)], rank)
 
 
 def linear(call: Call) -> Flow:

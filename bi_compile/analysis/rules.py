@@ -77,9 +77,11 @@ RULES: dict[str, Rule] = {
         """,
     ),
     **_family(arithmetic.ordering, "kthvalue median mode msort sort topk"),
+    **_family(arithmetic.searchsorted, "searchsorted"),
     **_family(arithmetic.norm, "layer_norm rms_norm"),
     **_family(arithmetic.product, "addmm baddbmm bmm mm"),
     **_family(arithmetic.linear, "linear"),
+    **_family(arithmetic.distances, "cdist"),
     **_family(arithmetic.attention, "attention"),
     **_family(
         arithmetic.samples_first,

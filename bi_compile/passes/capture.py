@@ -1,4 +1,4 @@
-"""Whole ops caught before PyTorch decomposes them: linear, attention, recurrent layers.
+"""Whole ops caught before PyTorch decomposes them: linear, attention, cdist, recurrent layers.
 
 PyTorch picks their decomposition by contiguity, size, mask and gradient mode, and the pieces round in
 different places. Caught whole, each has one definition. The ops below carry autograd and trace through to the
@@ -19,6 +19,10 @@ _library.define("differentiable_linear(Tensor input, Tensor weight, Tensor? bias
 _library.define(
     "differentiable_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, "
     "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
+)
+_library.define(
+    "differentiable_cdist(Tensor x1, Tensor x2, float p=2.0, "
+    "str? compute_mode='use_mm_for_euclid_dist_if_necessary') -> Tensor"
 )
 
 
@@ -43,13 +47,29 @@ def _attention(
     return attention.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
 
 
+def _cdist(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    p: float = 2.0,
+    compute_mode: str | None = "use_mm_for_euclid_dist_if_necessary",
+) -> torch.Tensor:
+    # "If necessary" would look at the number of rows. Products are taken where they are asked for.
+    if compute_mode == "use_mm_for_euclid_dist":
+        return torch.ops.aten.cdist.default(x1, x2, p, 1)
+    if compute_mode not in ("use_mm_for_euclid_dist_if_necessary", "donot_use_mm_for_euclid_dist"):
+        raise ValueError(f"{compute_mode} is not a valid value for compute_mode")
+    return torch.ops.aten._cdist_forward.default(x1, x2, p, 2)
+
+
 _library.impl("differentiable_linear", _linear, "CompositeImplicitAutograd")
+_library.impl("differentiable_cdist", _cdist, "CompositeImplicitAutograd")
 _library.impl("differentiable_attention", _attention, "CompositeImplicitAutograd")
 
 _linear_op = torch.ops.bi_compile.differentiable_linear.default
 _attention_op = torch.ops.bi_compile.differentiable_attention.default
 
 CAPTURED = {
+    torch.cdist: torch.ops.bi_compile.differentiable_cdist.default,
     torch.nn.functional.linear: _linear_op,
     torch.nn.functional.scaled_dot_product_attention: _attention_op,
     torch.ops.aten.linear.default: _linear_op,

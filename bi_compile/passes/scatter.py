@@ -119,7 +119,42 @@ def _embedding_dense_backward(
     return _by_rows(flat.new_zeros(rows, grad.shape[-1]), 0, index, flat, "sum").to(grad.dtype)
 
 
+@rewrite(aten.segment_reduce.default)
+def _segment_reduce(
+    data: Tensor,
+    reduce: str,
+    *,
+    lengths: Tensor | None = None,
+    indices: Tensor | None = None,
+    offsets: Tensor | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: Any = None,
+) -> Any:
+    if not is_floating(data) or indices is not None:
+        return NotImplemented
+    if offsets is not None:
+        lengths = offsets.diff(dim=-1)
+    if lengths is None:
+        return NotImplemented
+    ends = lengths.cumsum(-1) if offsets is None else offsets[..., 1:]
+    trailing = data.shape[axis + 1 :]
+    places = torch.arange(data.shape[axis], device=data.device).expand(data.shape[: axis + 1])
+    segment = torch.searchsorted(ends.contiguous(), places.contiguous(), right=True)
+    shape = (*lengths.shape, *[1] * len(trailing))
+    start = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -torch.inf, "min": torch.inf}[reduce]
+    slots = _opmath(data).new_full((*lengths.shape, *trailing), start if initial is None else initial)
+    index = segment.reshape(*segment.shape, *[1] * len(trailing)).expand(data.shape)
+    op = {"max": "amax", "min": "amin", "mean": "sum"}.get(reduce, reduce)
+    out = bi.scatter_reduce(slots, axis, index, _opmath(data), op, True)
+    if reduce == "mean":
+        # Of no elements: what the segment starts from, or NaN.
+        empty = torch.nan if initial is None else out
+        out = torch.where((lengths == 0).reshape(shape), empty, out / lengths.reshape(shape))
+    return out.to(data.dtype)
+
+
 REWRITES = (
     *_scatter_add, *_scatter_reduce, *_scatter_op, *_scatter_value, *_index_add, *_index_reduce,
-    *_index_put, *_index_put_unchecked, *_put, *_bincount, *_embedding_dense_backward,
+    *_index_put, *_index_put_unchecked, *_put, *_bincount, *_embedding_dense_backward, *_segment_reduce,
 )  # fmt: skip

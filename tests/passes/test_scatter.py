@@ -17,10 +17,15 @@ DEEP = torch.randint(0, 5, (3, 9, 7))
 SRC = torch.rand(3, 9, 7) + 0.5
 REDUCE, PUT = {"bi_compile.scatter_reduce"}, {"bi_compile.index_put_add"}
 MASK = X[:, :, 0] > 0
+LENGTHS = torch.tensor([[2, 0, 3], [1, 1, 3], [5, 0, 0]])
 
 
 def reduced(reduce, own):
     return lambda x, index, src: x.scatter_reduce(1, index, src, reduce, include_self=own)
+
+
+def segments(reduce):
+    return lambda x, lengths: torch.segment_reduce(x, reduce, lengths=lengths, axis=1).nan_to_num(7, 7, -7)
 
 
 REWRITTEN = {
@@ -58,6 +63,15 @@ REWRITTEN = {
     "gradient of unfold": (
         lambda g: aten.unfold_backward(g.expand(3, 5, 7, 3), [3, 7, 7], 1, 3, 1), (X[:, :, :1, None],), PUT,
     ),
+    **{
+        f"segment_reduce {reduce}": (segments(reduce), (X[:, :, 0], LENGTHS), REDUCE)
+        for reduce in ("sum", "mean", "max", "min", "prod")
+    },
+    "segment_reduce by offsets": (
+        lambda x, i: torch.segment_reduce(x[0], "mean", offsets=i, initial=0.5, unsafe=True),
+        (X, torch.tensor([0, 2, 2, 5])),
+        REDUCE,
+    ),
 }  # fmt: skip
 LEFT_ALONE = {
     "embedding": (lambda x, i: F.embedding(i, x[0]), (X, INDEX)),
@@ -68,6 +82,7 @@ LEFT_ALONE = {
     "masked_scatter": (lambda x, m: x.masked_scatter(m[..., None], x.flip(0)), (X, MASK)),
     "index_add of integers": (lambda x, i: x.index_add(1, i, x), (X.long(), ROWS)),
     "scatter_reduce of integers": (lambda x, i: x.scatter_reduce(1, i, x, "amax"), (X.long(), DEEP[:, :5])),
+    "histc": (lambda x: torch.histc(x, 10, -2, 2), (X,)),
     "bincount": (lambda x: aten.bincount(x.reshape(-1)), (INDEX,)),
 }
 
