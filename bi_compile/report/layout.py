@@ -65,7 +65,7 @@ def lay_out(graph: Graph) -> Layout:
             # Below what it reads in the layer above; lanes alone decide where there is nothing above.
             above = [cells[s] for s in reads[name] if layer[s] == depth - 1]
             wanted[name] = _middle(above or [lanes[s] for s in reads[name]])
-        for name in sorted(rows[depth], key=lambda name: wanted[name]):
+        for name in sorted(rows[depth], key=lambda name: (not reads[name], wanted[name])):
             cells[name] = grid.put_node(wanted[name], depth)
         for name in rows[depth]:
             if last_read[name] > depth + 1:

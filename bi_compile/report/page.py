@@ -85,8 +85,9 @@ def _facts(report: Report) -> str:
     graphs = len(report.graphs)
     facts = {"graph" if graphs == 1 else "graphs": graphs, "ops": len(report.verdicts)}
     facts |= {kind: n for kind in KINDS if (n := sum(v.kind == kind for v in report.verdicts))}
-    facts |= {"graph breaks": len(report.breaks)} if report.breaks else {}
-    facts |= {"leaks": len(report.leaks)} if report.leaks else {}
+    for name, found in {"graph break": report.breaks, "leak": report.leaks}.items():
+        if found:
+            facts[name if len(found) == 1 else f"{name}s"] = len(found)
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{n}</dd></div>" for name, n in facts.items())
 
 

@@ -107,7 +107,7 @@ def test_two_thousand_nodes_are_small_and_fast(tmp_path):
 def test_a_browser_runs_the_page(make, tmp_path):
     # The script opens the node named in the address, writes its details and lights up its edges.
     path = make().html(tmp_path / "report.html")
-    dom = rendered(f"{path.as_uri()}#r0-3", tmp_path / "profile")
+    dom = rendered(f"{path.as_uri()}#node-0-3", tmp_path / "profile")
     details = re.search(r'<div class="details"[^>]*><h2>([^<]+)</h2>(.*?)</div>', dom)
     assert details is not None
     assert details[1] == make().graphs[0].verdicts[2 if make is bad else 1].node

@@ -10,11 +10,11 @@ class View {
     this.svg = section.querySelector("svg");
     this.layer = this.svg.querySelector("g");
     this.overview = section.querySelector("canvas");
+    this.table = section.querySelector(".rows");
     this.details = section.querySelector(".details");
     this.width = +this.svg.dataset.width;
     this.height = +this.svg.dataset.height;
     this.rows = [...section.querySelectorAll("tbody tr")];
-    this.texts = this.rows.map((row) => row.textContent.toLowerCase());
     this.reads = new Map();
     this.readBy = new Map();
     this.edges = [...section.querySelectorAll(".edges path")];
@@ -79,8 +79,9 @@ class View {
   center(node) {
     const box = this.size();
     const { x, y } = this.place(node);
-    const scale = Math.max(this.scale, 0.6);
-    this.move(box.width / 2 - (x + 88) * scale, box.height / 2 - (y + 18) * scale, scale);
+    const scale = Math.max(this.scale, 0.55);
+    const room = box.width - 18 - this.width * scale;
+    this.move(room > 0 ? room / 2 : box.width / 2 - (x + 88) * scale, box.height / 2 - (y + 18) * scale, scale);
   }
   drawOverview() {
     const canvas = this.overview;
@@ -90,13 +91,18 @@ class View {
     canvas.width = width;
     canvas.height = height;
     const pen = canvas.getContext("2d");
-    this.marks ??= [...this.section.querySelectorAll(".n")].map((node) => {
-      const style = getComputedStyle(node);
-      const ordinary = node.matches(".k-free, .k-canonical, .k-input");
-      return { y: this.place(node).y, color: style.getPropertyValue("--c"), tall: ordinary ? 1 : 4, node };
-    });
+    if (!this.marks) {
+      const colors = new Map();
+      this.marks = [...this.section.querySelectorAll(".n")].map((node) => {
+        const kind = node.classList[1];
+        if (!colors.has(kind)) colors.set(kind, getComputedStyle(node).getPropertyValue("--c"));
+        const ordinary = node.matches(".k-free, .k-canonical, .k-input");
+        return { y: this.place(node).y, color: colors.get(kind), tall: ordinary ? 1 : 4, node };
+      });
+      this.marks.sort((a, b) => a.tall - b.tall);
+    }
     const unit = height / this.height;
-    for (const { y, color, tall, node } of [...this.marks].sort((a, b) => a.tall - b.tall)) {
+    for (const { y, color, tall, node } of this.marks) {
       pen.globalAlpha = node.classList.contains("dim") ? 0.1 : tall > 1 ? 1 : 0.4;
       pen.fillStyle = color;
       pen.fillRect(4, y * unit, width - 8, Math.max(tall, 30 * unit));
@@ -144,9 +150,8 @@ class View {
       const row = event.target.closest("tr");
       if (row) this.choose(this.rows.indexOf(row), true, false);
     });
-    const table = this.section.querySelector(".rows");
-    table.tabIndex = 0;
-    for (const part of [svg, table]) part.addEventListener("keydown", (event) => this.key(event));
+    this.table.tabIndex = 0;
+    for (const part of [svg, this.table]) part.addEventListener("keydown", (event) => this.key(event));
   }
   key(event) {
     const actions = {
@@ -175,13 +180,21 @@ class View {
     const node = byId(`n${this.number}-${index}`);
     node?.classList.add("chosen");
     if (node && center) this.center(node);
-    if (scroll) row.scrollIntoView({ block: "nearest" });
+    if (scroll) this.reveal(row);
     const reads = this.reads.get(index) ?? [];
     const readBy = this.readBy.get(index) ?? [];
     this.near = [...reads, ...readBy];
     for (const [, edge] of this.near) edge.classList.add("near");
     this.tell(row, reads, readBy);
-    history.replaceState(null, "", `#r${this.number}-${index}`);
+    history.replaceState(null, "", `#node-${this.number}-${index}`);
+  }
+  reveal(row) {
+    // Only the table scrolls, never the page.
+    const { scrollTop, clientHeight } = this.table;
+    const above = row.offsetTop - this.table.querySelector("thead").offsetHeight;
+    if (above < scrollTop || row.offsetTop + row.offsetHeight > scrollTop + clientHeight) {
+      this.table.scrollTop = above - clientHeight / 3;
+    }
   }
   tell(row, reads, readBy) {
     const [name, verdict, value, line] = row.cells;
@@ -208,6 +221,9 @@ class View {
     }
   }
   filter(text, kind) {
+    if (!text && !kind && !this.filtered) return 0;
+    this.filtered = Boolean(text || kind);
+    this.texts ??= this.rows.map((row) => row.textContent.toLowerCase());
     let count = 0;
     this.rows.forEach((row, index) => {
       const hit = (!text || this.texts[index].includes(text)) && (!kind || row.classList.contains(kind));
@@ -277,6 +293,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 addEventListener("resize", () => current?.drawOverview());
 if (views.length) {
   open(0);
-  const linked = location.hash.match(/^#r(\d+-\d+)$/);
+  const linked = location.hash.match(/^#(?:node-|r)(\d+-\d+)$/);
   if (linked) go(linked[1]);
 }
