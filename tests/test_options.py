@@ -77,3 +77,22 @@ def test_the_first_line_stands_alone_inside_dynamos_wrapping():
     compiled = torch.compile(lambda x: x + 1, backend="batch_invariant", options={"dmup": "x"})
     with pytest.raises(Exception, match="OptionError: unknown option 'dmup'"):
         compiled(torch.ones(2))
+
+
+def test_caches_see_options_of_inductor():
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import fresh_inductor_cache
+
+    def hits_and_misses(**options):
+        torch.compiler.reset()
+        counters.clear()
+        torch.compile(lambda x: (x * 3.25).exp().sum(-1), backend="batch_invariant", options=options)(x)
+        found = counters["aot_autograd"]
+        return found["autograd_cache_hit"], found["autograd_cache_miss"]
+
+    x = torch.ones(4, 6)
+    with fresh_inductor_cache():
+        assert hits_and_misses() == (0, 1)
+        assert hits_and_misses(epilogue_fusion=False) == (0, 1)
+        assert hits_and_misses(epilogue_fusion=False) == (1, 0)
+        assert hits_and_misses() == (1, 0)
