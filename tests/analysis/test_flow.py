@@ -18,6 +18,7 @@ from bi_compile.analysis.flow import follow
 from bi_compile.passes.capture import CAPTURED
 from bi_compile.pipeline import decompositions
 
+cdist = CAPTURED[torch.cdist]
 attend = CAPTURED[F.scaled_dot_product_attention]
 B, S, D = 6, 6, 8
 X = torch.randn(B, S, D)
@@ -80,6 +81,9 @@ APART = {
     "repeated for each head": lambda x: x.repeat(2, 1, 1) * 2,
     "scan": lambda x: x.cumsum(1),
     "written into columns": lambda x: torch.zeros(x.shape[0], S, 9).scatter(2, (x > 0).long(), x),
+    "distances to prototypes": lambda x: cdist(x, torch.ones(4, D)) + cdist(x, x).sum(-1, keepdim=True),
+    "buckets": lambda x: torch.where(torch.searchsorted(torch.tensor([0.0, 1.0]), x) > 0, x, -x),
+    "ranks within samples": lambda x: torch.where(torch.searchsorted(x, x) > 2, x, -x),
 }
 MIXED = {
     "mean over the batch": (lambda x: x - x.mean(0), "bi_compile.mean"),
@@ -96,6 +100,8 @@ MIXED = {
     "fixed samples": (lambda x: x[torch.tensor([1, 0, 2, 3, 4, 5])], "aten.index"),
     "batch norm in training": (nn.BatchNorm1d(S).train(), "native_batch_norm"),
     "norm over flattened samples": (lambda x: x.reshape(-1, D).std(0), "bi_compile.var"),
+    "distances between samples": (lambda x: cdist(x[:, 0], x[:, 0]), "bi_compile.cdist"),
+    "ranks in the batch": (lambda x: torch.searchsorted(x[:, 0, 0], x[:, 0, 0]) > 2, "aten.searchsorted"),
     "attention over the batch": (
         lambda x: attend(x.transpose(0, 1)[None], x.transpose(0, 1)[None], x.transpose(0, 1)[None]),
         "bi_compile.attention",
