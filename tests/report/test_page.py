@@ -123,3 +123,56 @@ def rendered(address: str, profile: Path) -> str:
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
+
+
+ACTIONS = """
+<script>
+const view = views[0], svg = view.svg, log = [];
+const at = () => [view.x, view.y, view.scale].map((n) => Math.round(n * 1000) / 1000);
+const before = at();
+const wheel = { deltaY: -200, clientX: 300, clientY: 300, cancelable: true };
+svg.dispatchEvent(new WheelEvent("wheel", wheel));
+log.push(at()[2] > before[2] ? "zoomed" : "");
+const [x, y] = at();
+svg.setPointerCapture = () => {};
+for (const [kind, X, Y] of [["down", 300, 300], ["move", 340, 350], ["up", 340, 350]]) {
+  svg.dispatchEvent(new PointerEvent("pointer" + kind, { clientX: X, clientY: Y, buttons: 1 }));
+}
+log.push(at()[0] === x + 40 && at()[1] === y + 50 ? "dragged" : "");
+const node = svg.querySelectorAll(".n")[2];
+for (const kind of ["pointerdown", "pointerup"]) {
+  node.dispatchEvent(new PointerEvent(kind, { bubbles: true }));
+}
+const marked = [view.rows[view.chosen], node].every((part) => part.classList.contains("chosen"));
+log.push(marked ? "clicked" : "");
+const chosen = view.chosen;
+svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown" }));
+log.push(view.chosen === chosen + 1 ? "walked" : "");
+search.value = "cumsum";
+search.dispatchEvent(new Event("input"));
+const shown = () => view.rows.filter((row) => !row.hidden).length;
+log.push(shown() < view.rows.length ? "found" : "");
+search.value = "";
+search.dispatchEvent(new Event("input"));
+const mixes = document.querySelector('[data-kind="k-mixes"]');
+mixes.click();
+log.push(shown() === 1 && mixes.ariaPressed === "true" ? "filtered" : "");
+mixes.click();
+byId("choice").value = "1";
+byId("choice").dispatchEvent(new Event("change"));
+log.push(views[0].section.hidden && !views[1].section.hidden ? "switched" : "");
+document.querySelector("[data-go]").click();
+log.push(!views[0].section.hidden && view.details.textContent.includes("no template") ? "linked" : "");
+document.title = log.join(" ");
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_wheel_mouse_keys_search_and_links_work(tmp_path):
+    path = bad().html(tmp_path / "report.html")
+    path.write_text(path.read_text(encoding="utf-8") + ACTIONS, encoding="utf-8")
+    dom = rendered(path.as_uri(), tmp_path / "profile")
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None
+    assert title[1] == "zoomed dragged clicked walked found filtered switched linked"
