@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import bi_compile
 from bi_compile.errors import UnsupportedOpError
+from bi_compile.report import collect
 from tests.bits import assert_same_bits, order_sensitive
 from tests.passes.tables import check_left_alone, check_rewritten, op_names, traced
 
@@ -47,7 +49,7 @@ def test_is_left_alone(name):
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
 def test_modes_of_padding(mode):
-    layer = torch.nn.Conv2d(6, 4, 3, padding=1, padding_mode=mode).eval().requires_grad_(False)
+    layer = nn.Conv2d(6, 4, 3, padding=1, padding_mode=mode).eval().requires_grad_(False)
     with bi_compile.eager():
         padded = F.pad(X, (1, 1, 1, 1), mode="constant" if mode == "zeros" else mode)
         assert_same_bits(layer(X), F.conv2d(padded, layer.weight, layer.bias), mode)
@@ -110,3 +112,30 @@ def test_a_gradient_of_the_input_does_not_see_the_batch():
         whole = gradient(x, grad)
         for i in range(7):
             assert_same_bits(gradient(x[i : i + 1], grad[i : i + 1]), whole[i : i + 1], f"sample {i}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("freezing", [False, True])
+def test_no_pass_of_the_host_fuses_folds_or_repacks_it(freezing):
+    """Stock Inductor folds batch norm into frozen weights, fuses relu and prefers its own layout."""
+    torch.compiler.reset()
+    layers = [
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ConvTranspose2d(8, 4, 2, 2),
+    ]
+    model = nn.Sequential(*layers).eval().requires_grad_(False)
+    for buffer in (layers[1].running_mean, layers[1].running_var):
+        buffer.uniform_(0.5, 2)
+    x = torch.randn(3, 3, 17, 15)
+    compiled = torch.compile(model, backend="batch_invariant", options={"freezing": freezing})
+    with collect() as found:
+        out = compiled(x)
+    assert sum(v.op == "bi_compile.convolution" for v in found.verdicts) == 3
+    with bi_compile.eager():
+        assert_same_bits(out, model(x), "eager")
+    last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(out, last)
+    assert_same_bits(compiled(x.to(memory_format=torch.channels_last)), out, "channels last")
