@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "allow": "bi_compile.allowed",
     "batch_invariant": "bi_compile.backend",
     "eager": "bi_compile.eager_mode",
     "explain": "bi_compile.report.explain",
@@ -21,6 +22,7 @@ __all__ = [
     "BatchInvariantError",
     "Options",
     "__version__",
+    "allow",
     "batch_invariant",
     "eager",
     "explain",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from bi_compile.allowed import allow
     from bi_compile.backend import batch_invariant
     from bi_compile.batch import mark_batch
     from bi_compile.eager_mode import eager

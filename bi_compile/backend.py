@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from bi_compile import dynamo, inductor
+from bi_compile import allowed, dynamo, inductor
 from bi_compile.analysis.flow import follow
 from bi_compile.batch import batch_dims
 from bi_compile.debug import Dump
@@ -14,9 +14,10 @@ from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
+from bi_compile.passes.isolation import isolate
 from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import record_compilation, record_graph
-from bi_compile.verify import verify
+from bi_compile.verify import has_no_lowering, verify
 
 dynamo.trace_recurrent_modules()
 
@@ -55,7 +56,7 @@ def batch_invariant(
         traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
         verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims),
         generated=dump.kernels,
-        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}",
+        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}-{allowed.fingerprint()}",
         # Warnings and dumps come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on,
     )
@@ -65,6 +66,8 @@ def batch_invariant(
 def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: tuple[tuple[int, ...], ...]) -> None:
     dump.graph("final", graph)
     flow = follow(graph, dims)
+    if isolate(graph, flow, has_no_lowering):
+        dump.graph("isolated", graph)
     try:
         verdicts = verify(graph, options.on_unsupported, flow)
     except BatchInvariantError:

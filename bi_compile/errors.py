@@ -101,6 +101,7 @@ class UnsupportedDtypeError(_Message):
             hint=f"supported dtypes: {', '.join(supported)}. "
             "Convert the input, for example x.to(torch.float32).",
         )
+        self.op = op
 
 
 class UnsupportedDeviceError(_Message):

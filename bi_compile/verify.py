@@ -10,11 +10,13 @@ from torch import fx
 
 from bi_compile import inductor
 from bi_compile.analysis.flow import BatchFlow, Finding
-from bi_compile.analysis.order import is_order_free
+from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_check, is_order_free
 from bi_compile.errors import BatchMixingError, UnsupportedDtypeError, UnsupportedOpError
-from bi_compile.report import CANONICAL, LEFT_ALONE, MIXES, ORDER_FREE, UNKNOWN, Verdict
+from bi_compile.report import CANONICAL, ISOLATED, LEFT_ALONE, MIXES, ORDER_FREE, UNKNOWN, Verdict
+from bi_compile.templates.isolation.contract import op_of as isolated_op
 from bi_compile.templates.pointwise.functions import expressions
 
+_SUPPORTED = ("torch.float32", "torch.float64", "torch.bfloat16", "torch.float16", "integers", "bool")
 _RANDOM = (
     "rand",
     "seed",
@@ -46,13 +48,14 @@ def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | N
         _complain(BatchMixingError(name, **_place(node), reason=reason, path=_names(finding)), on_unsupported)
     else:
         kind, reason = _kind(node), None
+        _refuse_narrow(node)
         if kind == LEFT_ALONE:
             reason = _reason(node)
-            _complain(UnsupportedOpError(str(node.target), **_place(node), reason=reason), on_unsupported)
+            _complain(_unsupported(node, reason), on_unsupported)
         elif finding is not None:
             kind, reason = UNKNOWN, finding.reason
     return Verdict(
-        op=name if name.startswith("bi_compile.") else str(node.target),
+        op=_shown_op(node, kind),
         kind=kind,
         where=inductor.user_line(node),
         node=node.name,
@@ -64,7 +67,22 @@ def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | N
     )
 
 
-def _complain(error: BatchMixingError | UnsupportedOpError, on_unsupported: str) -> None:
+def _shown_op(node: fx.Node, kind: str) -> str:
+    if kind == ISOLATED:
+        return isolated_op(str(node.args[2]))
+    name = str(node.target)
+    return name.removesuffix(".default") if name.startswith("bi_compile.") else name
+
+
+def _unsupported(node: fx.Node, reason: str) -> UnsupportedOpError | UnsupportedDtypeError:
+    if unsupported := [t.dtype for t in _tensors(node) if t.dtype.is_complex]:
+        return UnsupportedDtypeError(str(node.target), str(unsupported[0]), _SUPPORTED)
+    return UnsupportedOpError(str(node.target), **_place(node), reason=reason)
+
+
+def _complain(
+    error: BatchMixingError | UnsupportedOpError | UnsupportedDtypeError, on_unsupported: str
+) -> None:
     if on_unsupported == "error":
         raise error
     if on_unsupported == "warn":
@@ -80,15 +98,25 @@ def _kind(node: fx.Node) -> str:
     """How the op's order of arithmetic is fixed."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        _refuse_dtypes(node, target)
-        base = target._schema.name.split("::")[1]
-        if target.namespace == "bi_compile" or (base in expressions() and target.namespace == "aten"):
+        dtypes = {t.dtype for t in _tensors(node)}
+        base = base_name(target)
+        if target.namespace == "bi_compile":
+            return ISOLATED if base == "isolated" else CANONICAL
+        if any(dtype.is_complex for dtype in dtypes):
+            # Their arithmetic is left to the host's kernels; only copies of them have no order.
+            return ORDER_FREE if base in DATA_MOVEMENT or base in CREATION else LEFT_ALONE
+        if base in expressions() and target.namespace == "aten":
             return CANONICAL
-        if is_order_free(target, {t.dtype for t in _tensors(node)}, node.args, node.kwargs):
+        if is_order_free(target, dtypes, node.args, node.kwargs):
             return ORDER_FREE
-    elif inductor.is_exact_function(target):
+    elif inductor.is_exact_function(target) or is_check(node):
         return ORDER_FREE
     return LEFT_ALONE
+
+
+def has_no_lowering(node: fx.Node) -> bool:
+    """Whether the check would refuse a call for its order of arithmetic."""
+    return _touches_tensors(node) and _kind(node) == LEFT_ALONE
 
 
 def _place(node: fx.Node) -> dict[str, Any]:
@@ -106,18 +134,10 @@ def _reason(node: fx.Node) -> str:
     return "its result may depend on an order of evaluation that nobody has fixed"
 
 
-def _refuse_dtypes(node: fx.Node, op: torch._ops.OpOverload) -> None:
+def _refuse_narrow(node: fx.Node) -> None:
     for tensor in _tensors(node):
-        if tensor.dtype.is_complex or "float8" in str(tensor.dtype) or "float4" in str(tensor.dtype):
-            supported = (
-                "torch.float32",
-                "torch.float64",
-                "torch.bfloat16",
-                "torch.float16",
-                "integers",
-                "bool",
-            )
-            raise UnsupportedDtypeError(str(op), str(tensor.dtype), supported)
+        if "float8" in str(tensor.dtype) or "float4" in str(tensor.dtype):
+            raise UnsupportedDtypeError(str(node.target), str(tensor.dtype), _SUPPORTED)
 
 
 def _values(node: fx.Node) -> Iterator[Any]:

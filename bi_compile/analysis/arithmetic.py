@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from bi_compile.allowed import Allowed
 from bi_compile.analysis.axes import ALIGNED, ROUTING, Axis, Flow, Mixes, Unknown, joined, without, wrapped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.sizes import Size
@@ -176,6 +177,38 @@ def samples_first(call: Call) -> Flow:
     if any(call.flow(node).axes for node in call.tensors[1:]):
         raise Unknown("its weights depend on the batch")
     return flow
+
+
+def transform(call: Call) -> Flow:
+    """Fourier transforms over `dim`."""
+    rank = call.rank(call.first)
+    dims, flow = wrapped(call.get("dim"), rank), call.flow(call.first)
+    if any(axis.dim in dims for axis in flow.axes):
+        raise Mixes(f"it is taken over dims {dims}, {_batch_dims(flow)}")
+    return flow
+
+
+def matrices(call: Call) -> Flow:
+    """Linear algebra on the last two dims; the leading ones stay what they are."""
+    flows = [(call.flow(node), call.rank(node)) for node in call.tensors]
+    if any(axis.dim >= rank - 2 for flow, rank in flows for axis in flow.axes):
+        raise Mixes("its matrices hold several samples")
+    if any(rank != flows[0][1] for flow, rank in flows if flow.axes):
+        raise Unknown("it broadcasts the batch")
+    return joined(flows, flows[0][1])
+
+
+def vouched(call: Call, *, entry: Allowed) -> Flow:
+    """A custom op of which the user says where the batch is."""
+    own = entry.batch_dims
+    names = set()
+    for place, node in enumerate(call.tensors):
+        dim = own if isinstance(own, int) else own[place] if place < len(own) else None
+        flow = call.flow(node)
+        if any(dim is None or axis.dim != dim % call.rank(node) for axis in flow.axes):
+            raise Unknown(f"the batch is not on the dim that was vouched for, {_batch_dims(flow)}")
+        names |= {axis.name for axis in flow.axes}
+    return Flow(tuple(Axis(name, entry.results) for name in sorted(names)))
 
 
 def batch_statistics(call: Call) -> Flow:

@@ -14,6 +14,7 @@ from torch import fx
 
 from bi_compile.analysis.axes import Axis, Flow, Mixes, Unknown, shaped
 from bi_compile.analysis.call import Call
+from bi_compile.analysis.order import is_check
 from bi_compile.analysis.rules import rule_of
 from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
 
@@ -105,6 +106,8 @@ def _flow_of(node: fx.Node, known: BatchFlow) -> Any:
         return source[index] if isinstance(source, tuple) and isinstance(index, int) else source
     if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
         return Flow()
+    if is_check(node):
+        return _for_each_result(node, Flow())
     inputs = [known.flows.get(n) for n in node.all_input_nodes]
     shared = all(isinstance(flow, Flow) and not flow.axes and not flow.position for flow in inputs)
     if shared and not (known.batches and _starts_from_the_batch(node)):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 EXACT_POINTWISE = frozenset(
     """
@@ -67,8 +68,19 @@ EXACT_FOR_INTEGERS = frozenset(
 )
 """Ops that need an order on floating values and none on integers and booleans."""
 
-PRIMS = frozenset("convert_element_type iota device_put view_element_type rev broadcast_in_dim".split())
+PRIMS = frozenset(
+    "convert_element_type iota device_put view_element_type rev broadcast_in_dim "
+    "_make_token _sink_tokens".split()
+)
 """Exact ops of the `prims` namespace that Inductor's own passes put into graphs."""
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether a call raises for some values (a singular matrix) and else does nothing.
+
+    Such calls are kept in order by a wrapper, whose first arguments are a token and the op.
+    """
+    return str(node.target) == "with_effects" and str(node.args[1]) == "aten._linalg_check_errors.default"
 
 
 def base_name(op: torch._ops.OpOverload) -> str:

@@ -1,10 +1,12 @@
 """How the batch passes through each op: one line an op, in families."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from bi_compile.allowed import allowed
 from bi_compile.analysis import arithmetic, indexing, movement
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.order import EXACT_POINTWISE, base_name
@@ -98,6 +100,17 @@ RULES: dict[str, Rule] = {
         """,
     ),
     **_family(arithmetic.count, "bincount histc"),
+    **_family(arithmetic.transform, "_fft_c2c _fft_c2r _fft_r2c"),
+    **_family(
+        arithmetic.matrices,
+        """
+        _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky
+        cholesky_inverse cholesky_solve geqrf inverse linalg_cholesky_ex linalg_eig linalg_eigvals
+        linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq linalg_lu
+        linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_qr linalg_solve_triangular lu_unpack
+        ormqr triangular_solve
+        """,
+    ),
     **_family(indexing.embedding, "embedding"),
     **_family(indexing.gather, "gather"),
     **_family(indexing.index_select, "index_select"),
@@ -116,6 +129,8 @@ _EFFECTS = frozenset("_assert_async _assert_scalar sym_constrain_range sym_const
 
 def rule_of(op: torch._ops.OpOverload) -> Rule | None:
     """The rule of an op; in-place ops have that of their functional form."""
+    if entry := allowed(op):
+        return partial(arithmetic.vouched, entry=entry)
     name = base_name(op)
     if name in _EFFECTS:
         return arithmetic.creation

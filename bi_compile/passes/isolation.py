@@ -1,0 +1,111 @@
+"""An op without a lowering that is known to keep samples apart -> the same op, sample by sample."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from bi_compile.analysis.arithmetic import batch_statistics
+from bi_compile.analysis.flow import BatchFlow
+from bi_compile.analysis.rules import rule_of
+from bi_compile.analysis.sizes import ONE
+from bi_compile.templates.isolation import contract
+
+_isolated = torch.ops.bi_compile.isolated.default
+
+
+def isolate(graph: fx.Graph, flow: BatchFlow, needs: Callable[[fx.Node], bool]) -> bool:
+    """Replace, in place, the ops that `needs` names; returns whether any was.
+
+    An op stays, for the check of the graph to refuse, where the batch could not be followed through it, where
+    it lies in no dim of its own (or as B*S with S known), or where a size among its arguments is the batch's.
+    """
+    changed = False
+    for node in list(graph.nodes):
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and needs(node):
+            changed |= _isolate(graph, node, flow)
+    return changed
+
+
+def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:
+    op: Any = node.target
+    if node in flow.findings or flow.flows.get(node) is None or op._schema.is_mutable:
+        return False
+    if rule_of(op) in (None, batch_statistics):
+        return False
+    tensors, numbers = _Places(), _Places()
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            is_tensor = isinstance(value.meta.get("val"), torch.Tensor)
+            return {"t": tensors.of(value)} if is_tensor else {"n": numbers.of(value)}
+        return [replaced(item) for item in value] if isinstance(value, tuple | list) else value
+
+    args = [replaced(a) for a in node.args]
+    kwargs = {name: replaced(a) for name, a in node.kwargs.items()}
+    dims, rows = _batch_of(tensors.nodes, flow)
+    results = _results_of(node, flow)
+    symbols = {symbol for size in flow.batches.values() for symbol in size.symbols}
+    if dims is None or results is None or any(_depends(n, symbols) for n in numbers.nodes):
+        return False
+    try:
+        call = contract.encode(op, args, kwargs)
+    except TypeError:
+        return False
+    value, flows = node.meta["val"], flow.flows[node]
+    flow.flows.pop(node)
+    with graph.inserting_before(node):
+        alone = graph.call_function(_isolated, (tensors.nodes, numbers.nodes, call, dims, rows, results))
+        alone.meta = {**node.meta, "val": list(value) if isinstance(value, tuple | list) else [value]}
+        flow.flows[alone] = flows if isinstance(flows, tuple) else (flows,) * len(results)
+        result = alone
+        if isinstance(value, torch.Tensor):
+            result = graph.call_function(operator.getitem, (alone, 0))
+            result.meta = dict(node.meta)
+            flow.flows[result] = flows
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+    return True
+
+
+class _Places:
+    """Nodes in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self.nodes: list[fx.Node] = []
+
+    def of(self, node: fx.Node) -> int:
+        if node not in self.nodes:
+            self.nodes.append(node)
+        return self.nodes.index(node)
+
+
+def _batch_of(nodes: list[fx.Node], flow: BatchFlow) -> tuple[list[int] | None, list[int]]:
+    dims, rows = [], []
+    for node in nodes:
+        axes = flow.flows[node].axes
+        if len(axes) > 1 or any(a.ragged or a.outer != ONE or a.inner.factors for a in axes):
+            return None, []
+        dims.append(axes[0].dim if axes else -1)
+        rows.append(axes[0].inner.number if axes else 1)
+    return dims, rows
+
+
+def _results_of(node: fx.Node, flow: BatchFlow) -> list[int] | None:
+    value = node.meta["val"]
+    flows = flow.flows[node]
+    flows = (
+        flows
+        if isinstance(flows, tuple)
+        else (flows,) * (len(value) if isinstance(value, tuple | list) else 1)
+    )
+    if any(len(f.axes) > 1 or any(a.ragged or a.outer != ONE for a in f.axes) for f in flows):
+        return None
+    return [f.axes[0].dim if f.axes else 0 for f in flows]
+
+
+def _depends(number: fx.Node, symbols: set[Any]) -> bool:
+    value = number.meta.get("val")
+    return isinstance(value, torch.SymInt | torch.SymFloat) and bool(value.node.expr.free_symbols & symbols)

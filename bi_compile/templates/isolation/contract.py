@@ -1,0 +1,117 @@
+"""Any op, run sample by sample: right by construction, slow.
+
+Op
+    bi_compile::isolated(Tensor[] tensors, SymInt[] numbers, str call, int[] dims, int[] rows, int[] results)
+        -> Tensor[]
+
+    call: the op and its arguments as JSON, see `encode`; "t" and "n" stand for tensors and numbers by place.
+    dims: for each tensor the dim that holds the batch, or -1 for one that all samples share.
+    rows: how many elements of that dim belong to one sample: 1, or S where it is B*S.
+    results: the dim of each result along which the samples are joined.
+
+What a sample gets is the op's result on its own part of the tensors, each copied to contiguous memory: the
+same call, on the same shapes and strides, whatever the batch. Without any batch dim the op runs once. Any
+dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+_library = torch.library.Library("bi_compile", "FRAGMENT")
+_library.define(
+    "isolated(Tensor[] tensors, SymInt[] numbers, str call, int[] dims, int[] rows, int[] results)"
+    " -> Tensor[]",
+    # Each part is copied to contiguous memory, so Inductor may choose the layout.
+    tags=(torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag),
+)
+
+
+def encode(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> str:
+    """`call` for an op whose tensors and sizes are given as {"t": place} and {"n": place}.
+
+    Raises TypeError for an argument that JSON cannot hold and that is no dtype.
+    """
+    return json.dumps({"op": str(op), "args": args, "kwargs": kwargs}, default=_named, sort_keys=True)
+
+
+def _named(value: Any) -> dict[str, str]:
+    if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+        return {"torch": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    raise TypeError(f"{value!r} cannot be kept in a call")
+
+
+def op_of(call: str) -> str:
+    """The name of the op in a call: "aten._fft_r2c.default"."""
+    return json.loads(call)["op"]
+
+
+def _run(call: str, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> list[Tensor]:
+    given = json.loads(call)
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [decoded(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((kind, what),) = value.items()
+        places = {"t": tensors, "n": numbers}
+        if kind in places:
+            return places[kind][what]
+        return torch.device(what) if kind == "device" else getattr(torch, what)
+
+    op: Any = torch.ops
+    for part in given["op"].split("."):
+        op = getattr(op, part)
+    result = op(*decoded(given["args"]), **{name: decoded(v) for name, v in given["kwargs"].items()})
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def _isolated(
+    tensors: list[Tensor],
+    numbers: list[int],
+    call: str,
+    dims: list[int],
+    rows: list[int],
+    results: list[int],
+) -> list[Tensor]:
+    shared = [t if d >= 0 else _copy(t) for t, d in zip(tensors, dims, strict=True)]
+    places = [(t, d, n) for t, d, n in zip(shared, dims, rows, strict=True) if d >= 0]
+    samples = places[0][0].shape[places[0][1]] // places[0][2] if places else 0
+    if samples == 0:
+        return [_copy(result) for result in _run(call, [_copy(t) for t in tensors], numbers)]
+    parts = []
+    for sample in range(samples):
+        own = [
+            _copy(t.narrow(d, sample * n, n)) if d >= 0 else t
+            for t, d, n in zip(shared, dims, rows, strict=True)
+        ]
+        parts.append(_run(call, own, numbers))
+    by_result = zip(zip(*parts, strict=True), results, strict=True)
+    return [torch.cat([_copy(value) for value in values], dim) for values, dim in by_result]
+
+
+def _copy(part: Tensor) -> Tensor:
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def _fake(
+    tensors: list[Tensor],
+    numbers: list[int],
+    call: str,
+    dims: list[int],
+    rows: list[int],
+    results: list[int],
+) -> list[Tensor]:
+    whole = _run(call, tensors, numbers)
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in whole]
+
+
+_library.impl("isolated", _isolated, "CompositeExplicitAutograd")
+torch.library.register_fake("bi_compile::isolated", _fake, lib=_library)

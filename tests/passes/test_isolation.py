@@ -1,0 +1,119 @@
+"""Ops without a template run sample by sample where the batch is known to pass them untouched."""
+
+import pytest
+import torch
+from torch._inductor.utils import fresh_inductor_cache
+
+import bi_compile
+from bi_compile.report import ISOLATED, collect
+from bi_compile.testing import assert_batch_invariant
+
+X = torch.randn(5, 12, 12)
+
+
+def spectrum(x):
+    return torch.view_as_real(torch.fft.rfft(x, dim=-1)).sum(-1)
+
+
+def token_mixing(x):
+    return torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real
+
+
+def filtered(x):
+    return torch.fft.irfft(torch.fft.rfft(x, dim=1) * torch.linspace(0, 1, 7)[:, None], n=12, dim=1)
+
+
+def inverse(x):
+    x = x.tanh()
+    return torch.linalg.inv(x @ x.mT + torch.eye(12))
+
+
+def log_determinant(x):
+    x = x.tanh()
+    return torch.linalg.slogdet(x @ x.mT + torch.eye(12))[1]
+
+
+def heads_merged(x):
+    blocks = x.tanh().reshape(x.shape[0] * 3, 4, 12)
+    return torch.linalg.inv(blocks @ blocks.mT + torch.eye(4)).reshape(x.shape[0], -1)
+
+
+ISOLATED_OPS = {
+    "rfft": (spectrum, "aten._fft_r2c"),
+    "fft twice": (token_mixing, "aten._fft_c2c"),
+    "spectral filter": (filtered, "aten._fft_c2r"),
+    "inverse": (inverse, "aten.linalg_inv_ex"),
+    "determinant": (log_determinant, "aten._linalg_slogdet"),
+    "merged with the batch": (heads_merged, "aten.linalg_inv_ex"),
+}
+
+
+@pytest.mark.parametrize("name", ISOLATED_OPS)
+def test_runs_sample_by_sample(name):
+    torch.compiler.reset()
+    fn, op = ISOLATED_OPS[name]
+    with collect() as report, fresh_inductor_cache():
+        compiled = torch.compile(fn, backend="batch_invariant")
+        assert_batch_invariant(compiled, X, sizes=(1, 2, 3, 7), trials=1, reference=fn)
+    assert op in {v.op.removesuffix(".default") for v in report.verdicts if v.kind == ISOLATED}
+
+
+@torch.library.custom_op("bi_compile_tests::centred", mutates_args=())
+def centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean()
+
+
+@centred.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+@pytest.fixture
+def _nothing_allowed():
+    from bi_compile import allowed
+
+    before = dict(allowed._allowed)
+    yield
+    allowed._allowed.clear()
+    allowed._allowed.update(before)
+
+
+@pytest.mark.usefixtures("_nothing_allowed")
+def test_a_custom_op_is_refused_until_somebody_vouches_for_it():
+    torch.compiler.reset()
+    fn = lambda x: torch.ops.bi_compile_tests.centred(x) * 2  # noqa: E731
+    with pytest.raises(Exception, match=r"bi_compile_tests.centred.default has no batch-invariant lowering"):
+        torch.compile(fn, backend="batch_invariant")(X)
+    bi_compile.allow(torch.ops.bi_compile_tests.centred, batch_dims=0)
+    torch.compiler.reset()
+    compiled = torch.compile(fn, backend="batch_invariant")
+    # The op itself mixes the whole tensor it is given; sample by sample it cannot.
+    assert_batch_invariant(compiled, X, sizes=(1, 2, 3), trials=1, control=fn)
+    assert torch.equal(compiled(X)[2:3], fn(X[2:3]))
+
+
+@pytest.mark.usefixtures("_nothing_allowed")
+def test_a_batch_elsewhere_than_vouched_for_is_refused():
+    bi_compile.allow(torch.ops.bi_compile_tests.centred, batch_dims=1)
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="has no batch-invariant lowering"):
+        torch.compile(lambda x: torch.ops.bi_compile_tests.centred(x), backend="batch_invariant")(X)
+
+
+def test_transforms_over_the_batch_are_refused():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=r"BatchMixingError: aten._fft_r2c mixes the samples"):
+        torch.compile(lambda x: torch.fft.rfft(x, dim=0).abs(), backend="batch_invariant")(X)
+
+
+def test_random_ops_are_not_isolated():
+    torch.compiler.reset()
+    for x in X, X[:1]:
+        with pytest.raises(Exception, match="random numbers depend on the position"):
+            torch.compile(lambda x: x + torch.rand_like(x), backend="batch_invariant")(x)
+
+
+def test_batch_norm_in_training_is_not_isolated_for_one_sample():
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=r"no batch-invariant lowering|mixes the samples"):
+        torch.compile(torch.nn.BatchNorm1d(12).train(), backend="batch_invariant")(X[:1])
