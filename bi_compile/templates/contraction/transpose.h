@@ -65,16 +65,41 @@ inline __attribute__((always_inline)) void transpose_halves(__m512i (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+// 4 values of 16 lines to 4 registers, one a value.
+template <class T>
+inline __attribute__((always_inline)) void transpose_quarters(const T* lines, int64_t across, __m512i* out) {
+  const auto at = [&](int line) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lines + line * across)); };
+  __m512i r[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_castsi128_si512(at(i));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x00f0, at(i + 4));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x0f00, at(i + 8));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0xf000, at(i + 12));
+  }
+  const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+  const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+  out[0] = _mm512_unpacklo_epi64(a, c), out[1] = _mm512_unpackhi_epi64(a, c);
+  out[2] = _mm512_unpacklo_epi64(b, d), out[3] = _mm512_unpackhi_epi64(b, d);
+}
+
 // 16 steps of 16 lines contiguous along K, one register a step. Without Whole only `elements` are left of them.
 template <class S, bool Whole, class T>
 inline __attribute__((always_inline)) void load_block(const T* lines, int64_t across, int64_t elements,
                                                       __m512i (&r)[16]) {
-  // Register 8 h + i: values 8 h to 8 h + 7 of line i, then of line i + 8.
+  if constexpr (Whole && sizeof(T) * S::kPerStep == 4) {
+    // The loads put 4 values of lines i, i + 4, i + 8 and i + 12 side by side: fewer shuffles, of which a processor
+    // does one a cycle, and more loads.
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) transpose_quarters(lines + q * 4 * S::kPerStep, across, r + 4 * q);
+  } else {
+    // Register 8 h + i: values 8 h to 8 h + 7 of line i, then of line i + 8.
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    r[i] = load_halves<S, Whole>(lines + i % 8 * across, lines + (i % 8 + 8) * across, i / 8, elements);
+    for (int i = 0; i < 16; ++i) {
+      r[i] = load_halves<S, Whole>(lines + i % 8 * across, lines + (i % 8 + 8) * across, i / 8, elements);
+    }
+    transpose_halves(r);
   }
-  transpose_halves(r);
 }
 
 // 16 lines contiguous along K.
