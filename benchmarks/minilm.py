@@ -55,9 +55,8 @@ def main() -> None:
 
     peaks = {arm: _in_process(arm) for arm in BACKENDS}
     for arm, peak in peaks.items():
-        print(
-            f"batch {PEAK_BATCH}, peak memory of {arm:<9} {peak['peak']:7.0f} MiB, {peak['before']:.0f} before it"
-        )
+        held = f"{peak['peak']:7.0f} MiB, {peak['before']:.0f} before it"
+        print(f"batch {PEAK_BATCH}, peak memory of {arm:<9} {held}")
     ours, theirs = ((peaks[arm]["peak"] - peaks[arm]["before"]) for arm in ("ours", "inductor"))
     print(f"batch {PEAK_BATCH}, memory above that before it, ours/inductor {ours / theirs:.3f}")
 
