@@ -62,9 +62,9 @@ def assert_batch_invariant(
     padding: lengths of the samples and how to pad them; see `Pad`. Without it all samples have one length.
     control: a callable expected to fail the same check, usually the model without batch invariance.
         If it passes, so would anything, and VacuousCheckError is raised.
-    reference: a correctness partner: a module or callable run in float64, sample by sample. fn's largest
-        error against it may be at most `tolerance` times that of the control (without one: of the reference
-        itself in the inputs' own dtype), plus one ulp of the largest value.
+    reference: a correctness partner: a module or callable run in float64, sample by sample. fn's root
+        mean square error against it may be at most `tolerance` times that of the control (without one: of
+        the reference itself in the inputs' own dtype), plus half an ulp of the largest value.
     seed: decides which batches are drawn. A failure names the seed and the size that show it again.
 
     Returns an InvarianceReport of what was compared.
@@ -255,13 +255,13 @@ def _failure_of(control: Callable[..., Any], check: _Check) -> str:
 
 def _require_accurate(accuracy: Accuracy, tolerance: float) -> None:
     for name, error in accuracy.errors.items():
-        allowed = tolerance * accuracy.stock_errors[name] + accuracy.ulps[name]
+        allowed = tolerance * accuracy.stock_errors[name] + accuracy.roundings[name]
         if not error <= allowed:
             raise InaccurateResultError(
                 f"{name} is farther from the float64 reference than stock is",
                 details=[
-                    f"largest error {error:.3g}, stock's {accuracy.stock_errors[name]:.3g}, "
-                    f"allowed {allowed:.3g} ({tolerance} times stock's plus one ulp of the largest value)"
+                    f"root mean square error {error:.3g}, stock's {accuracy.stock_errors[name]:.3g}, allowed "
+                    f"{allowed:.3g} ({tolerance} times stock's plus half an ulp of the largest value)"
                 ],
                 hint="the results are invariant but wrong: look for a missing term or a lower precision.",
             )
