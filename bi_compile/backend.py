@@ -8,10 +8,11 @@ from torch import fx
 
 from bi_compile import allowed, dynamo, inductor
 from bi_compile.analysis.flow import follow
-from bi_compile.batch import batch_dims
+from bi_compile.batch import Dims, batch_dims
 from bi_compile.debug import Dump
 from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
+from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.passes.isolation import isolate
@@ -42,8 +43,9 @@ def batch_invariant(
     inductor.make_batch_dynamic(module)
     record_compilation()
 
-    inputs = inductor.user_inputs(module)
+    inputs = user_inputs(module)
     dims = batch_dims([entry.tensor for entry in inputs])
+    guesses = tuple(entry.shared_by_guess(own) for entry, own in zip(inputs, dims, strict=True))
     dump = Dump(parsed.dump, module, dims)
     dump.graph("captured", module.graph)
     capture(module)
@@ -54,19 +56,19 @@ def batch_invariant(
         settings={**inductor.mode_options(mode), **parsed.inductor},
         decompositions=decompositions(),
         traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
-        verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims),
+        verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims, guesses=guesses),
         generated=dump.kernels,
-        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}-{allowed.fingerprint()}",
+        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}-{guesses}-{allowed.fingerprint()}",
         # Warnings and dumps come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on,
     )
     return dynamo.graph_alone(compiled)
 
 
-def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: tuple[tuple[int, ...], ...]) -> None:
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesses: tuple[bool, ...]) -> None:
     dump.graph("final", graph)
     flow = follow(graph, dims)
-    if isolate(graph, flow, has_no_lowering):
+    if isolate(graph, flow, has_no_lowering, guesses):
         dump.graph("isolated", graph)
     try:
         verdicts = verify(graph, options.on_unsupported, flow)

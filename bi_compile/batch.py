@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
+Dims = tuple[tuple[int, ...], ...]
+"""For each input of a graph the dims that hold a batch."""
+
 _MARK = "_bi_compile_batch"
 
 
@@ -32,7 +35,7 @@ def marked(x: torch.Tensor) -> tuple[int, ...] | None:
     return getattr(x, _MARK, None)
 
 
-def batch_dims(inputs: Sequence[torch.Tensor | None]) -> tuple[tuple[int, ...], ...]:
+def batch_dims(inputs: Sequence[torch.Tensor | None]) -> Dims:
     """The batch dims of each input of a graph; None stands for a parameter, a buffer or a number."""
     own = [None if x is None else marked(x) for x in inputs]
     extents: Counter[int] = Counter()

@@ -14,6 +14,7 @@ from torch import fx
 
 from bi_compile import inductor
 from bi_compile.analysis.flow import BatchFlow
+from bi_compile.inputs import batch_symbols, user_inputs
 from bi_compile.report import Graph, Report, Verdict
 from bi_compile.report.code import annotated
 from bi_compile.report.graphs import describe
@@ -29,8 +30,8 @@ class Dump:
 
     def __init__(self, folder: str | None, module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> None:
         self._folder = _new_folder(Path(folder)) if folder else None
-        self._inputs = inductor.user_inputs(module)
-        self._batch = inductor.batch_symbols(module, dims)
+        self._inputs = user_inputs(module)
+        self._batch = batch_symbols(module, dims)
         self._number = itertools.count()
         self._last = ""
         self._report = Report(f"compilation {self._folder.name}" if self._folder else "compilation")

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +18,7 @@ from torch import fx
 
 from bi_compile.batch import marked
 from bi_compile.errors import CompilerNotFoundError, DisabledCheckError, UnsupportedDeviceError
+from bi_compile.inputs import real_inputs
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 
 
@@ -317,9 +317,7 @@ def make_batch_dynamic(module: fx.GraphModule) -> None:
 
     if config.assume_static_by_default and not config.automatic_dynamic_shapes:
         return
-    static = [
-        (tensor, dims) for tensor, seen in _real_inputs(module) if (dims := _static_batch(tensor, seen))
-    ]
+    static = [(tensor, dims) for tensor, seen in real_inputs(module) if (dims := _static_batch(tensor, seen))]
     if not static:
         return
     for tensor, dims in static:
@@ -335,65 +333,3 @@ def _static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> list[int]:
     dims = marked(tensor)
     # Dynamo gives sizes 0 and 1 a graph of their own whatever one asks.
     return [d for d in ((0,) if dims is None else dims) if isinstance(n := seen.shape[d], int) and n > 1]
-
-
-def _real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The user's tensors with their fake counterparts: no parameters, buffers or scalars."""
-    for node in module.graph.find_nodes(op="placeholder"):
-        argument, seen = node.meta.get("grapharg"), node.meta.get("example_value")
-        source = getattr(node, "_dynamo_source", None)
-        if argument is None or source is None or not isinstance(seen, torch.Tensor) or seen.dim() == 0:
-            continue
-        tensor = argument.example
-        if (
-            isinstance(tensor, torch.Tensor)
-            and not isinstance(tensor, torch.nn.Parameter)
-            and not _is_owned(source)
-        ):
-            yield tensor, seen
-
-
-@dataclass(frozen=True)
-class UserInput:
-    """An input of a graph from Dynamo.
-
-    name: what the user calls it. owned: whether it is a parameter or buffer. tensor: the user's own, or None
-    for what is owned or no tensor.
-    """
-
-    name: str
-    owned: bool
-    tensor: torch.Tensor | None = None
-
-
-def user_inputs(module: fx.GraphModule) -> list[UserInput]:
-    """The inputs of a graph from Dynamo, in order."""
-    real = {seen: tensor for tensor, seen in _real_inputs(module)}
-    found = []
-    for node in module.graph.find_nodes(op="placeholder"):
-        source, seen = getattr(node, "_dynamo_source", None), node.meta.get("example_value")
-        if source is None:
-            found.append(UserInput(node.name, False))
-        else:
-            name = str(source.name() if callable(source.name) else source.name)
-            name = re.sub(r"\._(modules|parameters|buffers)\b", "", name)
-            name = re.sub(r"\['(\w+)'\]", r".\1", name).removeprefix("L.")
-            tensor = real.get(seen) if isinstance(seen, torch.Tensor) else None
-            found.append(UserInput(name, _is_owned(source), tensor))
-    return found
-
-
-def batch_symbols(module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> dict[str, str]:
-    """The symbols that stand for batches in a graph from Dynamo, whose inputs hold them on `dims`."""
-    found = {}
-    for node, own in zip(module.graph.find_nodes(op="placeholder"), dims, strict=True):
-        for number, d in enumerate(own):
-            size = node.meta["example_value"].shape[d]
-            if not isinstance(size, int):
-                found.setdefault(str(size), f"B{number + 1}" if number else "B")
-    return found
-
-
-def _is_owned(source: Any) -> bool:
-    guard = source.guard_source
-    return guard.is_unspecialized_nn_module() or guard.is_specialized_nn_module()

@@ -1,13 +1,14 @@
 """An op without a lowering that is known to keep samples apart -> the same op, sample by sample."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from bi_compile.analysis.arithmetic import batch_statistics
+from bi_compile.analysis.axes import Flow
 from bi_compile.analysis.flow import BatchFlow
 from bi_compile.analysis.rules import rule_of
 from bi_compile.analysis.sizes import ONE
@@ -16,14 +17,27 @@ from bi_compile.templates.isolation import contract
 _isolated = torch.ops.bi_compile.isolated.default
 
 
-def isolate(graph: fx.Graph, flow: BatchFlow, needs: Callable[[fx.Node], bool]) -> bool:
+def isolate(
+    graph: fx.Graph, flow: BatchFlow, needs: Callable[[fx.Node], bool], guesses: Sequence[bool] = ()
+) -> bool:
     """Replace, in place, the ops that `needs` names; returns whether any was.
 
     An op stays, for the check of the graph to refuse, where the batch could not be followed through it, where
     it lies in no dim of its own (or as B*S with S known), or where a size among its arguments is the batch's.
+    guesses: for each input whether it is only guessed that all samples share it. What such an input alone
+    determines stays too: were the guess wrong, the op would see the whole batch.
     """
     changed = False
+    guessed = {
+        node for node, is_guess in zip(graph.find_nodes(op="placeholder"), guesses, strict=False) if is_guess
+    }
     for node in list(graph.nodes):
+        if guessed.intersection(node.all_input_nodes):
+            guessed.add(node)
+        flows = flow.flows.get(node)
+        first = flows[0] if isinstance(flows, tuple) and flows else flows
+        if node in guessed and not (isinstance(first, Flow) and first.axes):
+            continue
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and needs(node):
             changed |= _isolate(graph, node, flow)
     return changed

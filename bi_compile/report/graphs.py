@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from bi_compile.analysis.flow import BatchFlow
-from bi_compile.inductor import UserInput
+from bi_compile.inputs import UserInput
 from bi_compile.report import Graph, Input, Verdict
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}

@@ -11,21 +11,12 @@ from bi_compile.testing import assert_batch_invariant
 X = torch.randn(5, 12, 12)
 
 
-def spectrum(x):
-    return torch.view_as_real(torch.fft.rfft(x, dim=-1)).sum(-1)
-
-
 def token_mixing(x):
     return torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real
 
 
 def filtered(x):
     return torch.fft.irfft(torch.fft.rfft(x, dim=1) * torch.linspace(0, 1, 7)[:, None], n=12, dim=1)
-
-
-def inverse(x):
-    x = x.tanh()
-    return torch.linalg.inv(x @ x.mT + torch.eye(12))
 
 
 def log_determinant(x):
@@ -39,10 +30,8 @@ def heads_merged(x):
 
 
 ISOLATED_OPS = {
-    "rfft": (spectrum, "aten._fft_r2c"),
     "fft twice": (token_mixing, "aten._fft_c2c"),
     "spectral filter": (filtered, "aten._fft_c2r"),
-    "inverse": (inverse, "aten.linalg_inv_ex"),
     "determinant": (log_determinant, "aten._linalg_slogdet"),
     "merged with the batch": (heads_merged, "aten.linalg_inv_ex"),
 }
@@ -104,6 +93,30 @@ def test_transforms_over_the_batch_are_refused():
     torch.compiler.reset()
     with pytest.raises(Exception, match=r"BatchMixingError: aten._fft_r2c mixes the samples"):
         torch.compile(lambda x: torch.fft.rfft(x, dim=0).abs(), backend="batch_invariant")(X)
+
+
+class Filter(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.linspace(0, 1, 12))
+
+    def forward(self, x):
+        return x * torch.fft.fft(self.kernel).real
+
+
+def test_what_parameters_alone_determine_is_run_once():
+    torch.compiler.reset()
+    assert_batch_invariant(torch.compile(Filter(), backend="batch_invariant"), X, sizes=(1, 3), trials=1)
+
+
+def test_an_input_only_guessed_to_be_shared_is_not_run_as_a_whole():
+    torch.compiler.reset()
+    fn = lambda x, other: x + torch.fft.fft(other).real.sum()  # noqa: E731
+    other = torch.randn(3, 4)
+    with pytest.raises(Exception, match=r"does not support torch.complex64"):
+        torch.compile(fn, backend="batch_invariant")(X, other)
+    torch.compiler.reset()
+    torch.compile(fn, backend="batch_invariant")(X, bi_compile.mark_batch(other, None))
 
 
 def test_random_ops_are_not_isolated():
