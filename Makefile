@@ -1,5 +1,6 @@
 # make demo   set up what is missing, then embed 200 sentences with four arms: table, plot, JSON in out/
 # make test   set up what is missing, then lint, type check and run all tests
+# make architectures  over a hundred models, each compiled and checked in a process of its own (hours)
 # make bench  speed and memory against stock PyTorch, as ratios
 #
 # PYTHON=python3.12 chooses the interpreter of the virtual environment, PIP_ARGS is passed to pip install.
@@ -11,7 +12,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint kernels unit bench clean
+.PHONY: demo test lint kernels unit architectures bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/embeddings.py
@@ -32,6 +33,9 @@ unit: kernels
 kernels: $(INSTALLED)
 	$(BIN)/python tests/build_kernels.py
 
+architectures: kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.run --resume
+
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -41,4 +45,6 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[test,demo,dev]'
+	# timm asks for torchvision, of which its models need nothing; so it comes without what it asks for.
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt timm
 	touch $@

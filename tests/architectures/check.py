@@ -1,0 +1,93 @@
+"""One architecture in one dtype: invariant, refused by name, or wrong."""
+
+import copy
+import re
+from dataclasses import dataclass
+
+import torch
+
+from bi_compile import report
+from bi_compile.testing import BatchVarianceError, Pad, assert_batch_invariant
+from tests.architectures.zoo import LENGTH, Architecture
+
+BACKEND = "batch_invariant"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SAMPLES = 6
+LENGTHS = (LENGTH, 7, 10, 4, 9, LENGTH - 1)
+TOLERANCE = 1.5
+
+INVARIANT, REFUSED, VARIES, INACCURATE, FAILED = "invariant", "refused", "varies", "inaccurate", "failed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of it.
+
+    kind: INVARIANT, REFUSED (the compilation stopped at an op and named it), or one of the others, which no
+        entry of the list may have: VARIES, INACCURATE, FAILED.
+    detail: the refused op, or the first line of what went wrong.
+    """
+
+    kind: str
+    detail: str = ""
+
+
+@torch.inference_mode()
+def check(architecture: Architecture, dtype: str, *, dynamic: bool | None = True) -> Verdict:
+    """Batches of 1 to 33, padding where there is a mask, nothing left to stock, as close to float64 as it."""
+    torch.compiler.reset()
+    model = architecture.build(DTYPES[dtype])
+    inputs = tuple(architecture.samples(SAMPLES, DTYPES[dtype]).values())
+    stock = architecture.call(model)
+    with report.collect() as found:
+        # fullgraph: code between graphs would run in stock eager mode.
+        compiled = torch.compile(stock, backend=BACKEND, dynamic=dynamic, fullgraph=True)
+        try:
+            assert_batch_invariant(compiled, *inputs, trials=1, seed=1)
+            if architecture.masked:
+                padding = Pad(lengths=LENGTHS, dim=(1, 1, None)[: len(inputs)])
+                assert_batch_invariant(compiled, *inputs, padding=padding, sizes=(1, 3, 8), seed=2)
+        except BatchVarianceError as error:
+            return Verdict(VARIES, _first_line(error))
+        except Exception as error:
+            op = re.search(r"Unsupported(?:Op|Dtype)Error: (\S+) (?:has no|does not)", str(error))
+            return (
+                Verdict(REFUSED, op[1].removesuffix(".default"))
+                if op
+                else Verdict(FAILED, _first_line(error))
+            )
+    if not found.compilations or found.left_alone:
+        return Verdict(FAILED, "something was left to stock PyTorch")
+    exact = architecture.call(copy.deepcopy(model).double())
+    ratio = _error_ratio(compiled, stock, exact, inputs)
+    return (
+        Verdict(INVARIANT) if ratio <= TOLERANCE else Verdict(INACCURATE, f"{ratio:.2f} times stock's error")
+    )
+
+
+@torch.inference_mode()
+def stock_varies(architecture: Architecture, dtype: str) -> bool:
+    """The control: whether stock eager PyTorch changes bits on the same batches."""
+    stock = architecture.call(architecture.build(DTYPES[dtype]))
+    try:
+        assert_batch_invariant(
+            stock, *architecture.samples(SAMPLES, DTYPES[dtype]).values(), trials=1, seed=1
+        )
+    except BatchVarianceError:
+        return True
+    return False
+
+
+def _error_ratio(compiled, stock, exact, inputs) -> float:
+    """Our root mean square error against float64 over that of stock eager."""
+    in_double = [x.double() if x.is_floating_point() else x for x in inputs]
+    worst = 0.0
+    for name, wanted in exact(*in_double).items():
+        ours = (compiled(*inputs)[name].double() - wanted).square().mean().sqrt()
+        theirs = (stock(*inputs)[name].double() - wanted).square().mean().sqrt()
+        worst = max(worst, float(ours / theirs) if theirs else float(ours > 0) * float("inf"))
+    return worst
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
