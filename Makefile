@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint kernels unit architectures bench clean
 
-demo: $(INSTALLED)
+demo: kernels
 	$(BIN)/python examples/embeddings.py
 
 test: lint unit
