@@ -260,12 +260,11 @@ def test_as_near_to_the_truth_as_stock(dtype, shape):
     truth = a_exact @ w_exact.T + bias_exact
 
     def error(found: torch.Tensor) -> float:
-        return float(np.abs(found.double().numpy() - truth).max() / np.abs(truth).max())
+        # Root mean square: the largest of a few elements is decided by luck.
+        return float(np.sqrt(np.square(found.double().numpy() - truth).mean()) / np.abs(truth).max())
 
     ours, stock = error(bi.linear(a, w, bias)), error(torch.nn.functional.linear(a, w, bias))
-    # Stock sums short rows in several parts on some machines, which is nearer to the truth than one chain.
-    computed = torch.float64 if dtype == torch.float64 else torch.float32
-    assert ours <= 1.5 * stock + 2 * torch.finfo(computed).eps
+    assert ours <= 1.5 * stock + torch.finfo(dtype).eps / 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
