@@ -20,6 +20,9 @@ class Accuracy:
 
     errors: dict[str, float]
     stock_errors: dict[str, float]
+    largest: dict[str, float]
+    stock_largest: dict[str, float]
+    """Largest errors of either: a few wrong elements among many hardly move the mean."""
     roundings: dict[str, float]
     """Half an ulp of the largest value of each output in its own dtype: what one rounding may cost."""
 
@@ -56,7 +59,13 @@ def measure_accuracy(
             finite = want[want.isfinite()]
             largest[name] = max(largest.get(name, 0.0), float(finite.abs().max()) if finite.numel() else 0.0)
     rounding = {name: torch.finfo(dtypes[name]).eps * value / 2 for name, value in largest.items()}
-    return Accuracy(_root_mean_squares(errors), _root_mean_squares(stock_errors), rounding)
+    return Accuracy(
+        _root_mean_squares(errors),
+        _root_mean_squares(stock_errors),
+        _largest(errors),
+        _largest(stock_errors),
+        rounding,
+    )
 
 
 def _in_double(reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +84,11 @@ def _differences(value: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     finite = want.isfinite()
     alike = value.isfinite() == finite
     return torch.where(alike, value - want, float("inf"))[finite | ~alike].double()
+
+
+def _largest(differences: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+    every = {name: torch.cat(parts) for name, parts in differences.items()}
+    return {name: float(d.abs().max()) if d.numel() else 0.0 for name, d in every.items()}
 
 
 def _root_mean_squares(differences: dict[str, list[torch.Tensor]]) -> dict[str, float]:

@@ -299,3 +299,17 @@ def test_any_single_flipped_bit_is_found(dtype, samples, features, victim, seed)
     assert_batch_invariant(lambda x: x, x, seed=seed)
     with pytest.raises(BatchVarianceError, match=f"batch of {victim} "):
         assert_batch_invariant(planted, x, sizes=(1, victim, 9), seed=seed)
+
+
+def test_catches_one_wrong_element_that_the_mean_would_hide():
+    weight = torch.randn(64, 4096)
+
+    def exact(x):
+        return x @ weight.to(x.dtype)
+
+    def wrong(x):
+        out = torch.stack([row @ weight for row in x])
+        return torch.cat([out[:, :-1], out[:, -1:] * (1 + 2e-5)], 1)
+
+    with pytest.raises(InaccurateResultError, match="single elements of output are far"):
+        assert_batch_invariant(wrong, torch.randn(6, 64), reference=exact, sizes=(1, 2), neighbours=())
