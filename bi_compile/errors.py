@@ -114,6 +114,16 @@ class UnsupportedDeviceError(_Message):
         )
 
 
+class TritonNotFoundError(_Message):
+    """CUDA tensors, but no Triton to compile kernels with."""
+
+    def __init__(self, family: str) -> None:
+        super().__init__(
+            f"the {family} kernels for CUDA devices need Triton, which is not installed",
+            hint="PyTorch's CUDA builds for Linux bring it along; else: pip install triton",
+        )
+
+
 class CompilerNotFoundError(_Message):
     """No C++ compiler, so the CPU kernels cannot be built."""
 

@@ -78,6 +78,14 @@ def test_unsupported_device():
     )
 
 
+def test_triton_not_found():
+    check(
+        errors.TritonNotFoundError("contraction"),
+        "the contraction kernels for CUDA devices need Triton, which is not installed\n"
+        "Hint: PyTorch's CUDA builds for Linux bring it along; else: pip install triton",
+    )
+
+
 def test_compiler_not_found():
     check(
         errors.CompilerNotFoundError("g++"),

@@ -4,18 +4,24 @@ Every op lives in the namespace `bi_compile`. The kernel of a device is register
 dispatch key when it is first needed: until then the op's default implementation below loads the family and
 calls the op again. A CPU-only install therefore never imports Triton, and an install without a C++ compiler
 fails at the first call with one clear line.
+
+On the CPU a family is one C++ library, `templates/<family>/cpu.cpp`. On CUDA devices it is one module,
+`templates/<family>/gpu.py`, whose functions carry the decorator `implements`.
 """
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bi_compile.errors import UnsupportedDeviceError
+from bi_compile.errors import TritonNotFoundError, UnsupportedDeviceError
 
 _library = torch.library.Library("bi_compile", "DEF")
 _families: dict[str, str] = {}
 _loaded: set[tuple[str, str]] = set()
+_on_cuda: set[str] = set()
 
 
 def define(schema: str, *, family: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
@@ -35,6 +41,8 @@ def define(schema: str, *, family: str, fake: Callable[..., Any]) -> torch._ops.
     def load_and_call(*args: Any, **kwargs: Any) -> Any:
         device = _device_of(args)
         load(family, device)
+        if device != "cpu" and name not in _on_cuda:
+            raise UnsupportedDeviceError(device, name)
         return op(*args, **kwargs)
 
     _library.impl(name, load_and_call, "CompositeExplicitAutograd")
@@ -44,22 +52,74 @@ def define(schema: str, *, family: str, fake: Callable[..., Any]) -> torch._ops.
 def load(family: str, device: str = "cpu") -> None:
     """Make the kernels of `family` for `device` available, compiling them when no cached build fits.
 
-    Raises UnsupportedDeviceError for a device without kernels and CompilerNotFoundError or KernelBuildError
-    when the C++ kernels cannot be built.
+    Raises UnsupportedDeviceError for a device without kernels, TritonNotFoundError when Triton is missing for
+    those of a CUDA device, and CompilerNotFoundError or KernelBuildError when those in C++ cannot be built.
     """
     if (family, device) in _loaded:
         return
-    if device != "cpu":
-        raise UnsupportedDeviceError(device, family)
-    from bi_compile.templates.cpu.build import build_and_load
+    if device == "cpu":
+        from bi_compile.templates.cpu.build import build_and_load
 
-    build_and_load(family)
+        build_and_load(family)
+    elif device == "cuda" and has_kernels(family, device):
+        try:
+            importlib.import_module(_gpu_module(family))
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise TritonNotFoundError(family) from None
+    else:
+        raise UnsupportedDeviceError(device, family)
     _loaded.add((family, device))
+
+
+def has_kernels(family: str, device: str) -> bool:
+    """Whether this version has any kernels of `family` for `device`; nothing is loaded."""
+    if device != "cuda":
+        return device == "cpu"
+    return importlib.util.find_spec(_gpu_module(family)) is not None
+
+
+def implements(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator for the CUDA implementation of `bi_compile::<name>`; returns the function as it was.
+
+    The function is called with all tensors on one CUDA device, which is the current one.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def on_one_device(*args: Any, **kwargs: Any) -> Any:
+            device = _only_device(name, args)
+            if device.index == torch.cuda.current_device():
+                return function(*args, **kwargs)
+            with torch.cuda.device(device):
+                return function(*args, **kwargs)
+
+        _library.impl(name, on_one_device, "CUDA")
+        _on_cuda.add(name)
+        return function
+
+    return register
 
 
 def ops() -> dict[str, str]:
     """Op name -> family, for every op defined so far."""
     return dict(_families)
+
+
+def _gpu_module(family: str) -> str:
+    return f"bi_compile.templates.{family}.gpu"
+
+
+def _only_device(name: str, args: tuple[Any, ...]) -> torch.device:
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    device = next(tensor.device for tensor in tensors if tensor.device.type == "cuda")
+    for tensor in tensors:
+        torch._check(
+            tensor.device == device,
+            lambda tensor=tensor: f"{name}: expected all tensors on {device}, got one on {tensor.device}",
+        )
+    return device
 
 
 def _device_of(args: tuple[Any, ...]) -> str:

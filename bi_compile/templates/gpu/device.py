@@ -1,0 +1,28 @@
+"""The device a kernel runs on, and how every kernel is compiled."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+COMPILATION = {"enable_fp_fusion": False}
+"""Options of every launch: a product and a sum in the source stay two roundings in the machine code."""
+
+
+class Processor(NamedTuple):
+    """What the choice of a configuration may look at: the device alone, never the batch."""
+
+    capability: int
+    """Compute capability as one number: 80, 86, 89, 90, 100."""
+    multiprocessors: int
+    shared_memory: int
+    """Bytes that one block may use."""
+
+
+@functools.cache
+def processor(index: int) -> Processor:
+    """The CUDA device `cuda:<index>`."""
+    found = torch.cuda.get_device_properties(index)
+    return Processor(
+        10 * found.major + found.minor, found.multi_processor_count, found.shared_memory_per_block_optin
+    )
