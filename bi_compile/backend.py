@@ -17,7 +17,7 @@ from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.passes.isolation import isolate
 from bi_compile.pipeline import decompositions, fingerprint
-from bi_compile.report import record_compilation, record_graph
+from bi_compile.report import is_open, record_compilation, record_graph
 from bi_compile.verify import has_no_lowering, verify
 
 dynamo.trace_recurrent_modules()
@@ -59,8 +59,8 @@ def batch_invariant(
         verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims, guesses=guesses),
         generated=dump.kernels,
         key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}-{guesses}-{allowed.fingerprint()}",
-        # Warnings and dumps come from the passes, and a cached graph runs none.
-        cached=parsed.on_unsupported == "error" and not dump.on,
+        # Warnings, dumps and verdicts come from the passes, and a cached graph runs none.
+        cached=parsed.on_unsupported == "error" and not dump.on and not is_open(),
     )
     return dynamo.graph_alone(compiled)
 

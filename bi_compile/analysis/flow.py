@@ -71,7 +71,8 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
     """Follow the batch through a graph of ATen, prims and canonical ops.
 
     Gradients add up over the batch by nature: in their graphs, and in any other whose inputs are not those
-    that `dims` tells of, no batch is followed and nothing found.
+    that `dims` tells of, no batch is followed and nothing found. Nor is anything in a batch of no samples,
+    whose graph holds zeros where the products of the batch would stand.
 
     dims: for each placeholder the dims that hold a batch, the first of each the first batch and so on; () for
         an input that all samples share. Extents are read off the placeholders' `val`.
@@ -95,6 +96,8 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
             result.flows[node] = _flow_of(node, result)
         elif node not in result.flows:
             result.flows[node] = Flow()
+    if any(size.number == 0 for size in result.batches.values()):
+        result.findings.clear()
     _add_paths(graph, result)
     return result
 

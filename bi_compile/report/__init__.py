@@ -118,8 +118,7 @@ class Graph:
 class Report:
     """The graphs compiled while the report was open.
 
-    name: of the model. graphs: each final graph, forward and backward. A graph that came from Inductor's
-        cache was verified when it was stored and is not listed again; `cached` counts those.
+    name: of the model. graphs: each final graph, forward and backward.
     breaks: where graphs ended before the function did. leaks: what else the host computed by itself.
     error: the message of an error that stopped the compilation, if one did.
     """
@@ -159,10 +158,6 @@ class Report:
     def canonical(self) -> Counter[str]:
         """How often each template's op stands in the graphs."""
         return Counter(v.op for v in self.verdicts if v.kind == CANONICAL)
-
-    @property
-    def cached(self) -> int:
-        return max(0, self.compilations - len(self.graphs)) if self.error is None else 0
 
     @property
     def promised(self) -> bool:
@@ -210,6 +205,11 @@ def collect(name: str = "") -> Iterator[Report]:
     finally:
         with _lock:
             _open.remove(report)
+
+
+def is_open() -> bool:
+    """Whether anybody waits for verdicts, which a graph from Inductor's cache does not bring."""
+    return bool(_open)
 
 
 def record_compilation() -> None:

@@ -24,7 +24,6 @@ def to_dict(report: Report) -> dict[str, Any]:
         "promised": report.promised,
         "error": report.error,
         "compilations": report.compilations,
-        "cached": report.cached,
         "counts": dict(kinds),
         "rungs": [asdict(rung) for rung in rungs(report)],
         "refused": [asdict(verdict) for verdict in report.refused],

@@ -30,8 +30,7 @@ def summary(report: Report) -> str:
 
 def _summary(report: Report) -> Iterator[str]:
     yield f"{report.name or 'report'}: {headline(report)}"
-    cached = f", {report.cached} from the cache" if report.cached else ""
-    yield f"{_plural(len(report.graphs), 'graph')}, {_plural(len(report.verdicts), 'op')}{cached}"
+    yield f"{_plural(len(report.graphs), 'graph')}, {_plural(len(report.verdicts), 'op')}"
     counts = Counter((v.kind, v.op) for v in report.verdicts)
     for (kind, op), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
         yield f"{count:5d}  {kind:<15}  {op}"

@@ -178,6 +178,11 @@ def test_a_batch_of_one_mixes_nothing():
     assert not flow.findings
 
 
+def test_a_batch_of_none_mixes_nothing():
+    _, flow = analysed(lambda x: attention_by_hand(x).softmax(0), X[:0])
+    assert not flow.findings
+
+
 def test_the_number_of_samples_may_not_enter_arithmetic():
     _, flow = analysed(lambda x: x / x.shape[0], X.clone(), symbolic=True)
     assert any(f.mixes for f in flow.findings.values())

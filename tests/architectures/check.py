@@ -50,7 +50,9 @@ def check(architecture: Architecture, dtype: str, *, dynamic: bool | None = True
         except BatchVarianceError as error:
             return Verdict(VARIES, _first_line(error))
         except Exception as error:
-            op = re.search(r"Unsupported(?:Op|Dtype)Error: (\S+) (?:has no|does not)", str(error))
+            op = re.search(
+                r"(?:Unsupported(?:Op|Dtype)|BatchMixing)Error: (\S+) (?:has no|does not|mixes)", str(error)
+            )
             return (
                 Verdict(REFUSED, op[1].removesuffix(".default"))
                 if op

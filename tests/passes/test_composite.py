@@ -42,7 +42,7 @@ def test_is_rewritten(name, dtype):
     with collect() as report:
         compiled = torch.compile(fn, backend="batch_invariant")
         assert_batch_invariant(compiled, x, trials=1, sizes=(1, 2, 7))
-    assert report.cached or report.canonical[op]
+    assert report.canonical[op]
     with bi_compile.eager():
         want = fn(x)
     assert_same_bits(compiled(x), want)

@@ -43,7 +43,7 @@ def test_all_refused_ops_are_reported_at_once_and_nothing_is_raised_or_warned(re
 
 
 def test_what_stops_any_compilation_is_in_the_report():
-    report = bi_compile.explain(lambda x: x + 1)(torch.randn(3, 4, dtype=torch.complex64))
+    report = bi_compile.explain(lambda x: x.float() + 1)(torch.randn(3, 4).to(torch.float8_e4m3fn))
     assert report.error is not None
     assert report.error.startswith("UnsupportedDtypeError: ")
     assert "not compiled: UnsupportedDtypeError" in str(report)

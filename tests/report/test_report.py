@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from bi_compile.report import (
     CANONICAL,
@@ -126,3 +127,14 @@ def test_trees_are_read_from_the_contracts():
     for family in set(registry.ops().values()):
         assert tree(family).summary.endswith("."), family
         assert len(str(tree(family))) < 200
+
+
+def test_graphs_that_a_cache_holds_are_listed_all_the_same():
+    model, x = torch.nn.Linear(5, 3).requires_grad_(False), torch.randn(4, 5)
+    for _ in range(2):
+        torch.compiler.reset()
+        with collect() as report:
+            torch.compile(model, backend="batch_invariant")(x)
+        assert report.canonical == {"bi_compile.linear": 1}
+        torch.compiler.reset()
+        torch.compile(model, backend="batch_invariant")(x)
