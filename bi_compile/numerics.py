@@ -35,7 +35,7 @@ REDUCTION_CHUNK = 1024
 """Elements of one leaf of a row reduction: 32 steps of each lane. Leaves form a balanced tree."""
 
 ATTENTION_KV_BLOCK = 64
-"""Keys whose scores share one running maximum update, aligned to the first key."""
+"""Keys whose scores share one running maximum update, counted from the first key that the row may see."""
 
 ATTENTION_KV_SPLIT = 1024
 """Keys of one split. A split has its own maximum, sum and accumulator; splits are merged in order."""

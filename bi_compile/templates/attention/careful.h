@@ -31,10 +31,10 @@ A finite_maximum(A m) {
 template <class T>
 std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h, int64_t query) {
   using A = Acc<T>;
-  const int64_t kv_head = h / problem.group(), attended = problem.attended(query);
+  const int64_t kv_head = h / problem.group(), begin = problem.begin(b, h, query), attended = problem.attended(query);
   const T *q = problem.q_row(b, h, query), *k = problem.k_head(b, kv_head), *v = problem.v_head(b, kv_head);
   CarefulSplit<A> total(problem.value_size);
-  for (int64_t split = 0; split < attended; split += BI_ATTENTION_KV_SPLIT) {
+  for (int64_t split = begin; split < attended; split += BI_ATTENTION_KV_SPLIT) {
     CarefulSplit<A> part(problem.value_size);
     const int64_t split_end = std::min<int64_t>(attended, split + BI_ATTENTION_KV_SPLIT);
     for (int64_t block = split; block < split_end; block += kBlock) {

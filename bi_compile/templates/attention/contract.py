@@ -13,7 +13,9 @@ Op
 The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, others in fp32, widened exactly)
     score  = (chain of fused multiply-adds over d = 0, 1, ..., from +0) * scale, then + mask.
              A key masked by False or by causality has the score -inf, one masked by a number that number.
-    block  = KV_BLOCK keys, aligned to key 0: m' = max(m, scores); alpha = exp(m - m'); p = exp(score - m').
+    begin  = the row's first key that is not masked (key 0 for a row that has none): blocks and splits are
+             counted from there.
+    block  = KV_BLOCK keys: m' = max(m, scores); alpha = exp(m - m'); p = exp(score - m').
              Lane j (of 16) = p[j] + p[j+16] + p[j+32] + p[j+48], left to right; lane j then takes in lane
              j+8, j+4, j+2, j+1. l = fma(l, alpha, lane 0). o = o * alpha, then the chain of fma(p, v, o) over
              the keys in order.
@@ -24,9 +26,10 @@ The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, other
     exp is one fixed polynomial (`exp.h`), within 1 ulp, exactly 1 at 0, exactly 0 below -87 (-708 in fp64).
 
 What follows from it
-    A row depends on its own query, its own mask row and its own head's keys and values. Keys masked at the
-    end are the identity, block or part of a block: attention over Lk keys equals attention over more keys
-    whose surplus is masked, and a decoded query equals its row of a causal prefill.
+    A row depends on its own query, its own mask row and its own head's keys and values. Keys masked before
+    its first and after its last visible one are not there: attention over Lk keys equals attention over more
+    keys whose surplus on either side is masked (padding on the left and on the right, a sliding window whose
+    cache has dropped what left it), and a decoded query equals its row of a causal prefill.
     A masked key contributes nothing even if its key or value holds NaN or infinity. Masked means: False,
     beyond causality, or an additive mask at or below the lowest finite number of the mask's dtype, which then
     takes the place of the score. A mask of that number equals one of -inf, bit for bit, in rows that have

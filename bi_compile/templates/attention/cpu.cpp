@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <tuple>
+#include <vector>
 
 #include "attention/tile.h"
 
@@ -36,28 +37,52 @@ void for_each_task(int64_t tasks, int threads, F f) {
   TORCH_CHECK(!failed, "attention: out of memory");
 }
 
+// Rows first ... first + count - 1 of a kv head: a tile to be.
+struct Span {
+  int64_t b, kv_head, first, count;
+};
+
+// All rows in spans of at most `height`, a new one wherever trees start at another key.
+template <class T>
+std::vector<Span> spans_of(const Problem<T>& problem, int64_t height) {
+  const int64_t group = problem.group(), rows = group * problem.queries;
+  std::vector<Span> spans;
+  for (int64_t b = 0; b < problem.batch; ++b) {
+    for (int64_t kv_head = 0; kv_head < problem.kv_heads; ++kv_head) {
+      const auto begin = [&](int64_t r) { return problem.begin(b, kv_head * group + r % group, r / group); };
+      for (int64_t first = 0, end; first < rows; first = end) {
+        const int64_t most = std::min(rows, first + height);
+        end = problem.begins.empty() ? most : first + 1;
+        while (end < most && begin(end) == begin(first)) ++end;
+        spans.push_back({b, kv_head, first, end - first});
+      }
+    }
+  }
+  return spans;
+}
+
 template <class T>
 void run(const Problem<T>& problem) {
   using A = Acc<T>;
   const int64_t rows = problem.group() * problem.queries, groups = problem.batch * problem.kv_heads;
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const int64_t height = tile_rows(rows, groups, threads), tiles = (rows + height - 1) / height;
-  const int64_t tasks = groups * tiles, splits = problem.splits();
+  const int64_t height = tile_rows(rows, groups, threads), splits = problem.splits();
+  const std::vector<Span> spans = spans_of(problem, height);
+  const int64_t tasks = static_cast<int64_t>(spans.size());
   static thread_local Arena arena;
 
   const auto tile_of = [&](int64_t task) {
-    const int64_t group = task / tiles, first = task % tiles * height;
-    return Tile<T>(problem, arena, group / problem.kv_heads, group % problem.kv_heads, first,
-                   std::min(height, rows - first));
+    const Span& span = spans[task];
+    return Tile<T>(problem, arena, span.b, span.kv_head, span.first, span.count);
   };
   if (tasks >= threads || splits <= 1) {
     for_each_task(tasks, threads, [&](int64_t task) {
       Tile<T> tile = tile_of(task);
       tile.clear(tile.part);
       tile.run_split(0, tile.part);
-      if (tile.attended() <= BI_ATTENTION_KV_SPLIT) return tile.finish(tile.part);
+      if (tile.splits() <= 1) return tile.finish(tile.part);
       std::swap(tile.part, tile.total);
-      for (int64_t split = 1; split * BI_ATTENTION_KV_SPLIT < tile.attended(); ++split) {
+      for (int64_t split = 1; split < tile.splits(); ++split) {
         tile.clear(tile.part);
         tile.run_split(split, tile.part);
         tile.merge(tile.total, tile.part);
@@ -72,8 +97,7 @@ void run(const Problem<T>& problem) {
   parts.reset(Arena::bytes<A>(tasks * splits * size));
   A* memory = parts.take<A>(tasks * splits * size);
   const auto state_of = [&](int64_t task, int64_t split) {
-    const int64_t count = std::min(height, rows - task % tiles * height);
-    return Tile<T>::state_at(problem, count, memory + (task * splits + split) * size);
+    return Tile<T>::state_at(problem, spans[task].count, memory + (task * splits + split) * size);
   };
   for_each_task(tasks * splits, threads, [&](int64_t at) {
     Tile<T> tile = tile_of(at / splits);
@@ -119,7 +143,10 @@ std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::T
   problem.causal = causal;
   problem.scale = static_cast<Acc<T>>(scale);
   const std::array<int64_t, 4> full = {problem.batch, problem.heads, problem.queries, problem.keys};
-  if (mask) set_mask(problem, *mask, mask->expand(full));
+  if (mask) {
+    set_mask(problem, *mask, mask->expand(full));
+    problem.find_begins();
+  }
   const auto lse_dtype = c10::CppTypeToScalarType<Acc<T>>::value;
   at::Tensor out = at::empty({problem.batch, problem.queries, problem.heads, problem.value_size}, q.options());
   at::Tensor lse = at::empty({problem.batch, problem.heads, problem.queries}, q.options().dtype(lse_dtype));

@@ -82,21 +82,25 @@ def attention(
     wide_k = torch.where(dead, 0.0, k.float().repeat_interleave(group, 1))
     wide_v = torch.where(dead, 0.0, v.float().repeat_interleave(group, 1))
 
-    rows = q.shape[:3]
-    total: State = _empty(rows, v.shape[3])
-    for begin in range(0, keys, SPLIT):
-        part: State = _empty(rows, v.shape[3])
-        for first in range(begin, min(keys, begin + SPLIT), BLOCK):
-            last = min(first + BLOCK, begin + SPLIT, keys)
-            at = slice(first, last)
-            scores = _scores(wide_q, wide_k[:, :, at], scale)
-            if addend is not None and mask is not None:
-                part_of_mask = addend[..., at]
-                lowest = torch.finfo(mask.dtype).min
-                scores = torch.where(part_of_mask <= lowest, part_of_mask, scores + part_of_mask)
-            scores = torch.where(visible[..., at], scores, -math.inf)
-            part = _take_in(part, scores, wide_v[:, :, at])
-        total = _merge(total, part)
+    scores = _scores(wide_q, wide_k, scale)
+    attended = visible
+    if addend is not None and mask is not None:
+        masked = addend <= torch.finfo(mask.dtype).min
+        scores = torch.where(masked, addend, scores + addend)
+        attended = visible & ~masked
+    scores = torch.where(visible, scores, -math.inf)
+
+    total: State = _empty(q.shape[:3], v.shape[3])
+    # argmax finds the first of several, and 0 where there is none.
+    begins = attended.int().argmax(-1) if keys else torch.zeros(q.shape[:3], dtype=torch.long)
+    for begin in begins.unique().tolist():
+        walked = _walk(scores[..., begin:], wide_v[:, :, begin:])
+        here = begins == begin
+        total = (
+            torch.where(here, walked[0], total[0]),
+            torch.where(here, walked[1], total[1]),
+            torch.where(here.unsqueeze(-1), walked[2], total[2]),
+        )
 
     maximum, weight_sum, out = total
     inverse = torch.where(weight_sum == 0, 0.0, 1 / weight_sum)
@@ -131,6 +135,19 @@ def _scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
     for d in range(q.shape[3]):
         chain = fma(q[..., d].unsqueeze(-1), k[..., d].unsqueeze(-2), chain)
     return chain * torch.tensor(scale, dtype=torch.float32)
+
+
+def _walk(scores: torch.Tensor, v: torch.Tensor) -> State:
+    """All keys, from the first in blocks and splits: scores [..., Lq, keys], v [..., keys, Dv]."""
+    keys = scores.shape[-1]
+    total = _empty(scores.shape[:-1], v.shape[-1])
+    for begin in range(0, keys, SPLIT):
+        part = _empty(scores.shape[:-1], v.shape[-1])
+        for first in range(begin, min(keys, begin + SPLIT), BLOCK):
+            at = slice(first, min(first + BLOCK, begin + SPLIT, keys))
+            part = _take_in(part, scores[..., at], v[:, :, at])
+        total = _merge(total, part)
+    return total
 
 
 def _take_in(state: State, scores: torch.Tensor, v: torch.Tensor) -> State:

@@ -192,6 +192,20 @@ inline bool pack_mask(const M* mask, int64_t stride, int count, A* to) {
   return masked;
 }
 
+// The first key that a row of a mask does not mask; `keys` if it masks all.
+template <class M, class A>
+inline int64_t first_attended(const M* mask, int64_t stride, int64_t keys, A lowest) {
+  for (int64_t key = 0; key < keys; ++key) {
+    const M entry = mask[key * stride];
+    if constexpr (std::is_same_v<M, bool>) {
+      if (entry) return key;
+    } else {
+      if (!(static_cast<A>(entry) <= lowest)) return key;
+    }
+  }
+  return keys;
+}
+
 // `size` results rounded to T, to nearest even, once. Any NaN becomes one quiet NaN.
 template <class T, class A>
 inline void store_rounded(const A* from, int64_t size, T* to) {

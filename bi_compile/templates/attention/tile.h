@@ -1,5 +1,5 @@
-// A tile: rows (query heads of one group, queries) that share the keys and values of one kv head.
-// How rows are grouped into tiles and strips enters no row's bits.
+// A tile: rows (queries, and for each the query heads of one group) that share the keys and values of one kv head and
+// the key at which their trees start. How rows are grouped into tiles and strips enters no row's bits.
 #pragma once
 
 #include <cstdlib>
@@ -50,7 +50,12 @@ class Tile {
  public:
   // Rows first ... first + rows - 1 of the group of query heads that share kv_head.
   Tile(const Problem<T>& problem, Arena& arena, int64_t b, int64_t kv_head, int64_t first, int64_t rows)
-      : problem_(problem), b_(b), kv_head_(kv_head), first_(first), rows_(rows) {
+      : problem_(problem),
+        b_(b),
+        kv_head_(kv_head),
+        first_(first),
+        rows_(rows),
+        begin_(problem.begin(b, head(0), query(0))) {
     const int64_t size = round_up(problem.size, kLanes), values = out_stride(problem);
     arena.reset(Arena::bytes<A>(rows * size) + Arena::bytes<A>(size * kBlock) + Arena::bytes<A>(kBlock * values) +
                 2 * Arena::bytes<A>(kRows * kBlock) + 2 * Arena::bytes<A>(state_size(problem, rows)));
@@ -76,8 +81,8 @@ class Tile {
     return {maximum, maximum + strips(rows) * kLanes, memory};
   }
 
-  // Keys that any row of the tile may see.
-  int64_t attended() const { return attended_; }
+  // Splits of the row that has most.
+  int64_t splits() const { return (attended_ - begin_ + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT; }
 
   void clear(State<A> state) const {
     std::fill_n(state.out, rows_ * out_stride(problem_), A(0));
@@ -87,7 +92,7 @@ class Tile {
 
   // All blocks of one split into a cleared state.
   void run_split(int64_t split, State<A> state) {
-    const int64_t begin = split * BI_ATTENTION_KV_SPLIT;
+    const int64_t begin = begin_ + split * BI_ATTENTION_KV_SPLIT;
     const int64_t end = std::min<int64_t>(attended_, begin + BI_ATTENTION_KV_SPLIT);
     for (int64_t block = begin; block < end; block += kBlock)
       run_block(block, static_cast<int>(std::min<int64_t>(kBlock, end - block)), state);
@@ -128,8 +133,8 @@ class Tile {
 
  private:
   static int64_t strips(int64_t rows) { return (rows + kRows - 1) / kRows; }
-  int64_t head(int64_t r) const { return kv_head_ * problem_.group() + (first_ + r) / problem_.queries; }
-  int64_t query(int64_t r) const { return (first_ + r) % problem_.queries; }
+  int64_t head(int64_t r) const { return kv_head_ * problem_.group() + (first_ + r) % problem_.group(); }
+  int64_t query(int64_t r) const { return (first_ + r) / problem_.group(); }
   int strip_rows(int64_t r) const { return static_cast<int>(std::min<int64_t>(kRows, rows_ - r)); }
   State<A> strip(State<A> state, int64_t r) const {
     const int64_t slot = r / kRows * kLanes;
@@ -231,7 +236,7 @@ class Tile {
   }
 
   const Problem<T>& problem_;
-  const int64_t b_, kv_head_, first_, rows_;
+  const int64_t b_, kv_head_, first_, rows_, begin_;
   int64_t attended_ = 0;
   A *q_, *packed_keys_, *packed_values_, *scores_, *masks_;
   int64_t mask_offset_[kRows];
