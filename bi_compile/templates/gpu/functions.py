@@ -1,0 +1,78 @@
+"""Functions of single elements, for Triton kernels: one definition each, whatever they are fused with.
+
+Division and square roots are correctly rounded. exp, log and pow are CUDA's libdevice, which Inductor's
+generated kernels call too, so a fused softmax has the bits of its operations run one by one. Triton's
+interpreter has no libdevice; there numpy's functions stand in.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language.extra import libdevice
+
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def exp(x):
+    if _INTERPRETED:
+        return tl.exp(x)
+    else:
+        return libdevice.exp(x)
+
+
+@triton.jit
+def log(x):
+    if _INTERPRETED:
+        return tl.log(x)
+    else:
+        return libdevice.log(x)
+
+
+@triton.jit
+def pow(x, y):
+    if _INTERPRETED:
+        return tl.exp(y * tl.log(x))
+    else:
+        return libdevice.pow(x, y)
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, rounded once."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def sqrt(x):
+    """The root of x, rounded once."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def widened(x):
+    """x in the dtype of the computation: float64 stays, all else becomes float32."""
+    if x.dtype == tl.float64:
+        return x
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x in `dtype`, every NaN the one quiet NaN: conversions of the hardware give NaNs of other payloads."""
+    y = x.to(dtype)
+    if dtype == tl.float64:
+        return tl.where(x != x, tl.full([], 0x7FF8000000000000, tl.int64).to(tl.float64, bitcast=True), y)
+    elif dtype == tl.float32:
+        return tl.where(x != x, tl.full([], 0x7FC00000, tl.int32).to(tl.float32, bitcast=True), y)
+    elif dtype == tl.float16:
+        return tl.where(x != x, tl.full([], 0x7E00, tl.int16).to(tl.float16, bitcast=True), y)
+    else:
+        return tl.where(x != x, tl.full([], 0x7FC0, tl.int16).to(tl.bfloat16, bitcast=True), y)

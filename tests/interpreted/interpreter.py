@@ -1,0 +1,67 @@
+"""Triton's interpreter for tests without a GPU: kernels on CPU tensors, with the roundings of the hardware.
+
+Import this before any module of ours that defines kernels. It mends two faults of the interpreter of
+Triton 3.6: casts to bf16 truncate, `tl.fma` rounds twice, and loop bounds that are scalars of the program
+fail with numpy 2.4.
+"""
+
+import os
+
+import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+numpy = pytest.importorskip("numpy")
+tl = pytest.importorskip("triton.language")
+interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+import torch  # noqa: E402
+
+from bi_compile.templates.attention.oracle import fma  # noqa: E402
+
+_Builder = interpreter.InterpreterBuilder
+_stock_cast = _Builder.cast_impl
+
+
+def _wide(handle):
+    if handle.dtype.scalar == tl.bfloat16:
+        return (handle.data.astype(numpy.uint32) << numpy.uint32(16)).view(numpy.float32)
+    return handle.data
+
+
+def _to_bf16(x):
+    bits = numpy.ascontiguousarray(x, numpy.float32).view(numpy.uint32)
+    rounded = (bits + numpy.uint32(0x7FFF) + ((bits >> numpy.uint32(16)) & numpy.uint32(1))) >> numpy.uint32(
+        16
+    )
+    return numpy.where(numpy.isnan(x), numpy.uint32(0x7FFF), rounded).astype(numpy.uint16)
+
+
+def _cast(self, source, target):
+    old, new = source.dtype.scalar, target.scalar
+    if old == tl.bfloat16 and new.is_floating():
+        wide = _wide(source)
+        data = source.data if new == tl.bfloat16 else wide.astype(interpreter._get_np_dtype(target))
+        return interpreter.TensorHandle(data, new)
+    if new == tl.bfloat16 and old.is_floating():
+        # From fp64 once to fp32 and once more: no kernel narrows fp64 to bf16.
+        return interpreter.TensorHandle(_to_bf16(source.data.astype(numpy.float32)), new)
+    return _stock_cast(self, source, target)
+
+
+def _fma(self, x, y, z):
+    if x.data.dtype != numpy.float32:
+        return interpreter.TensorHandle(x.data * y.data + z.data, z.dtype.scalar)
+    tensors = [torch.from_numpy(numpy.ascontiguousarray(h.data)) for h in (x, y, z)]
+    return interpreter.TensorHandle(fma(*tensors).numpy(), z.dtype.scalar)
+
+
+_Builder.cast_impl = _cast
+_Builder.create_fma = _fma
+for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
+    setattr(_Builder, f"create_{_name}", lambda self, source, target: self.cast_impl(source, target))
+
+
+def numpy_function(name: str):
+    """What stands in for libdevice's function in the interpreter, on tensors."""
+    return lambda x: torch.from_numpy(numpy.asarray(getattr(numpy, name)(x.numpy())))
