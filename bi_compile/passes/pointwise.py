@@ -191,12 +191,20 @@ def _pow_base(base: Any, x: Tensor) -> Any:
 
 @rewrite(aten.maximum.default)
 def _maximum(a: Tensor, b: Tensor) -> Any:
-    return torch.where((a > b) | a.isnan(), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
+    dtype = torch.result_type(a, b)
+    if not dtype.is_floating_point:
+        return NotImplemented
+    a, b = a.to(dtype), b.to(dtype)
+    return torch.where((a > b) | a.isnan(), a, b)
 
 
 @rewrite(aten.minimum.default)
 def _minimum(a: Tensor, b: Tensor) -> Any:
-    return torch.where((a < b) | a.isnan(), a, b) if is_floating(a) and a.dtype == b.dtype else NotImplemented
+    dtype = torch.result_type(a, b)
+    if not dtype.is_floating_point:
+        return NotImplemented
+    a, b = a.to(dtype), b.to(dtype)
+    return torch.where((a < b) | a.isnan(), a, b)
 
 
 @rewrite(aten.relu.default)

@@ -50,6 +50,7 @@ OPS = {
     "relu": F.relu,
     "relu6": F.relu6,
     "maximum": lambda x: torch.maximum(x, x.flip(-1)) + torch.minimum(x * 0, -x * 0),
+    "maximum_of_two_dtypes": lambda x: torch.maximum(x, torch.full((), 0.25)) + torch.minimum(x, x.half()),
     "clamp_min": lambda x: x.clamp_min(0) + x.clamp_max(x.flip(-1)),
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,

@@ -1,0 +1,100 @@
+"""Rungs P and Q: logits are those of a full forward of the sequence alone, however it was cut and padded."""
+
+import os
+import random
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+import bi_compile
+from tests.architectures.check import DTYPES
+from tests.bits import assert_same_bits, same_bits
+from tests.generation import decoders
+
+# Compiling takes its time: two graphs a model here, and other models in the thorough profile alone.
+COMPILED = ["llama", "gemma2", "gemma3", "qwen3-moe", "deepseek-v3"]
+COMPILED = COMPILED if os.environ.get("BI_COMPILE_TEST_PROFILE") == "thorough" else COMPILED[:1]
+CACHES = {
+    "dynamic": lambda model: DynamicCache(config=model.config),
+    "static": lambda model: StaticCache(config=model.config, max_cache_len=decoders.POSITIONS),
+}
+
+
+def cuts(total: int, seed: int) -> list[int]:
+    """A prompt in chunks, then steps of one, then both in any order."""
+    draw = random.Random(seed)
+    sizes = [draw.randint(2, 30)] + [1] * 5
+    while sum(sizes) < total:
+        sizes.append(draw.choice((1, 1, 1, 2, 5, 17, 33)))
+    sizes[-1] -= sum(sizes) - total
+    return sizes
+
+
+def logits_alone(model, sequences) -> list[torch.Tensor]:
+    return [model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0] for ids in sequences]
+
+
+def differences(model, cache: str, seed: int, alone: list[torch.Tensor], sequences) -> list[str]:
+    """Where the sequences, left-padded to one batch and cut at random, get other logits than alone."""
+    ids, mask = decoders.left_padded(sequences)
+    together = decoders.in_chunks(model, ids, mask, cuts(ids.shape[1], seed), CACHES[cache](model))
+    pairs = zip(together, alone, sequences, strict=True)
+    return [
+        f"{len(ids)} tokens, {cache} cache"
+        for found, wanted, ids in pairs
+        if not same_bits(found[-len(ids) :], wanted)
+    ]
+
+
+@pytest.mark.parametrize("name", decoders.NAMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_chunks_and_steps_in_a_left_padded_batch_are_the_full_forward_alone(name, dtype):
+    model = decoders.build(name, dtype)
+    sequences = decoders.prompts()
+    caches = ["dynamic"] if name in decoders.WITHOUT_STATIC_CACHE else list(CACHES)
+    with bi_compile.eager():
+        alone = logits_alone(model, sequences)
+        found = [d for seed, c in enumerate(caches) for d in differences(model, c, seed, alone, sequences)]
+    assert not found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_stock_pytorch_fails_the_same_check(dtype):
+    """The control, over the list: on some processors small sizes share one kernel."""
+    sequences = decoders.prompts()
+    models = [decoders.build(name, dtype) for name in decoders.NAMES]
+    differ = [differences(m, "dynamic", 0, logits_alone(m, sequences), sequences) for m in models]
+    assert sum(map(bool, differ)) >= len(models) // 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@torch.no_grad()
+def test_decoding_from_the_first_token_is_the_full_forward(name):
+    model = decoders.build(name)
+    ids = decoders.prompts()[0].unsqueeze(0)
+    mask = torch.ones_like(ids)
+    with bi_compile.eager():
+        (alone,) = logits_alone(model, ids)
+        for make in CACHES.values():
+            steps = decoders.in_chunks(model, ids, mask, [1] * ids.shape[1], make(model))
+            assert_same_bits(steps[0], alone)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@torch.no_grad()
+def test_compiled_prefill_and_steps_are_the_eager_full_forward(name):
+    model = decoders.build(name)
+    sequences = decoders.prompts()
+    with bi_compile.eager():
+        alone = logits_alone(model, sequences)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="batch_invariant", dynamic=True)
+    ids, mask = decoders.left_padded(sequences)
+    sizes = [77] + [1] * 23
+    together = decoders.in_chunks(compiled, ids, mask, sizes, CACHES["static"](model))
+    for found, wanted in zip(together, alone, strict=True):
+        assert_same_bits(found[-len(wanted) :], wanted)
+    torch.compiler.reset()
