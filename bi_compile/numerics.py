@@ -16,6 +16,27 @@ The chunk sums are the leaves of a balanced binary tree (see `tree_levels`). 256
 of two a subtree.
 """
 
+CONTRACTION_GPU_CHUNK = 4096
+"""bf16 and fp16 K elements summed by one chain of the tensor core on CUDA devices.
+
+A chain starts at +0 and takes in fused sums of 16 products at a time, in index order. The sums of more than
+one chunk are added in index order, from +0, in fp32. The tree follows from K and the dtype alone, never from
+M or N: either may hold the batch. 4096 leaves the hidden size of many models one chain, at which tiles are
+free and large products need no second accumulator, and gives the long rows of feed-forward layers pieces to
+sum in parallel. fp64 is one chain of fused multiply-adds whatever K.
+"""
+
+CONTRACTION_GPU_FP32_CHUNK = 512
+"""The same for fp32, whose chains are slow: more, shorter chunks keep products of few rows in parallel."""
+
+CONTRACTION_GPU_FP32_BLOCK = 32
+"""fp32 K elements whose products the tensor core sums on their own before they are added to the chain.
+
+Each operand is x = high + low, high the nearest tf32 and low cut to tf32. From +0 the block sums low x high,
+then high x low, then high x high, 8 products at a time; then it is added to the sum so far, rounded to
+nearest. So the tensor core's truncation ends with the block and does not grow with K.
+"""
+
 BF16_ORDERS = ("tiles", "pairs")
 """What a chunk of a bf16 contraction sums, in which order; `templates/contraction/contract.py` spells both.
 
@@ -50,6 +71,11 @@ def tree_levels(leaves: int) -> int:
     parallel split.
     """
     return max(0, leaves - 1).bit_length()
+
+
+def contraction_gpu_chunk(bytes_of_element: int) -> int:
+    """K elements of one chunk on CUDA devices for elements of 2 or 4 bytes."""
+    return CONTRACTION_GPU_CHUNK if bytes_of_element == 2 else CONTRACTION_GPU_FP32_CHUNK
 
 
 def c_macros() -> dict[str, int]:

@@ -1,32 +1,52 @@
 """Triton's interpreter for tests without a GPU: kernels on CPU tensors, with the roundings of the hardware.
 
-Import this before any module of ours that defines kernels. It mends two faults of the interpreter of
-Triton 3.6: casts to bf16 truncate, `tl.fma` rounds twice, and loop bounds that are scalars of the program
-fail with numpy 2.4.
+Import this before any module of ours that defines kernels. It mends what the interpreter of Triton 3.6 gets
+wrong: casts to bf16 truncate, `tl.fma` rounds twice, loop bounds that are scalars of the program fail with
+numpy 2.4, `tl.dot` multiplies the bit patterns of bf16 and sums in numpy's order (see `use_dot`).
+
+Where a CUDA device is there, `tests/gpu` runs the kernels on it, in the same process: no interpreter then.
 """
 
 import os
+from collections.abc import Callable
 
 import pytest
+import torch
 
+if torch.cuda.is_available():
+    pytest.skip("kernels run on the device instead", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"
 
 numpy = pytest.importorskip("numpy")
 tl = pytest.importorskip("triton.language")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
-import torch  # noqa: E402
-
 from bi_compile.templates.attention.oracle import fma  # noqa: E402
 
 _Builder = interpreter.InterpreterBuilder
 _stock_cast = _Builder.cast_impl
+_stock_patch = interpreter._patch_lang_tensor
 
 
 def _wide(handle):
     if handle.dtype.scalar == tl.bfloat16:
         return (handle.data.astype(numpy.uint32) << numpy.uint32(16)).view(numpy.float32)
     return handle.data
+
+
+def use_dot(dot: Callable[..., torch.Tensor]) -> None:
+    """From now on `tl.dot` of 16-bit and fp32 blocks is dot(a, b, total, dtype, precision).
+
+    a [M, K] and b [K, N] are widened to fp32, total is fp32; dtype and precision are Triton's names.
+    """
+
+    def create_dot(self, a, b, total, precision, imprecise):
+        wide = [torch.from_numpy(numpy.ascontiguousarray(_wide(x), numpy.float32)) for x in (a, b, total)]
+        name = str(precision).rsplit(".", 1)[-1].lower()
+        out = dot(*wide, str(a.dtype.scalar), name)
+        return interpreter.TensorHandle(out.numpy(), total.dtype.scalar)
+
+    _Builder.create_dot = create_dot
 
 
 def _to_bf16(x):
@@ -56,6 +76,12 @@ def _fma(self, x, y, z):
     return interpreter.TensorHandle(fma(*tensors).numpy(), z.dtype.scalar)
 
 
+def _patch_tensor(tensor, scope):
+    _stock_patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_tensor
 _Builder.cast_impl = _cast
 _Builder.create_fma = _fma
 for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):

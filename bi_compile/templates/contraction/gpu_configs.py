@@ -1,0 +1,181 @@
+"""Configurations of the CUDA matrix product, and which one a product gets.
+
+Every configuration computes the same tree, so the choice is free to look at M: it is made at each call from
+the price of each configuration, three times that were fitted to measurements where there are any. A product
+runs in waves of tiles; a wave costs a step for each block of K it walks, and every tile a store.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from bi_compile import numerics
+from bi_compile.templates.gpu.device import Processor
+
+
+class Config(NamedTuple):
+    """Free choices: none of them enters the tree, except that fp32 has one block_k and is never swapped."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    swap: bool = False
+    """Compute the transposed tile: N, not M, then fills the 64 rows of Hopper's tensor core instruction."""
+    descriptors: bool = False
+    """Read through the tensor memory accelerator (capability 90 and up), where the layout allows it."""
+    parallel: bool = False
+    """Give the chunks of K to different blocks."""
+    wide: bool = False
+    """Half a block_n more columns (descriptors only): 96 or 192 fit where no power of two does."""
+
+    @property
+    def more(self) -> int:
+        """Columns of a tile beyond block_n."""
+        return self.block_n // 2 if self.wide else 0
+
+    def shared_memory(self, element_size: int) -> int:
+        """Bytes of the tiles in flight."""
+        return self.stages * (self.block_m + self.block_n + self.more) * self.block_k * element_size
+
+    def resident(self, processor: Processor, element_size: int) -> int:
+        """Blocks that run on one multiprocessor at a time."""
+        return max(1, min(processor.shared_memory // self.shared_memory(element_size), 16 // self.warps))
+
+
+class Priced(NamedTuple):
+    """A configuration and its times in microseconds."""
+
+    config: Config
+    step: float
+    """One block of K in all tiles of a wave."""
+    tile: float
+    """Finishing and storing one tile."""
+    start: float
+    """Everything else."""
+
+
+def _estimated(config: Config, element_size: int = 2) -> Priced:
+    """A price nobody measured: what a multiprocessor of 2020 reads and multiplies in a microsecond."""
+    read = (config.block_m + config.block_n) * config.block_k * element_size / 45e3
+    multiplied = 2 * config.block_m * config.block_n * config.block_k / (2e6 if element_size == 2 else 0.3e6)
+    return Priced(config, 0.1 + max(read, multiplied), 1.5, 2.0)
+
+
+# Fitted to an H100 (80 GB HBM3) with triton 3.6.0: 12 shapes of weights, M from 1 to 8192.
+_HOPPER_SWAPPED = {"swap": True, "descriptors": True}
+_HOPPER = {"descriptors": True}
+_HOPPER_WIDE = {"descriptors": True, "wide": True}
+SM_90 = (
+    Priced(Config(16, 64, 256, 4, 5, **_HOPPER_SWAPPED), 0.686, 3.009, 0.0),
+    Priced(Config(16, 64, 128, 4, 5, **_HOPPER_SWAPPED), 0.334, 4.228, 0.0),
+    Priced(Config(64, 16, 256, 4, 5, **_HOPPER), 0.445, 1.37, 0.067),
+    Priced(Config(64, 32, 256, 4, 4, **_HOPPER), 0.532, 1.015, 1.939),
+    Priced(Config(64, 64, 128, 4, 6, **_HOPPER), 0.324, 1.305, 1.901),
+    Priced(Config(64, 64, 128, 4, 4, **_HOPPER_WIDE), 0.433, 1.057, 2.583),
+    Priced(Config(64, 128, 128, 4, 4, **_HOPPER), 0.464, 1.707, 1.462),
+    Priced(Config(64, 128, 64, 4, 5, **_HOPPER_WIDE), 0.312, 1.797, 1.679),
+    Priced(Config(128, 128, 64, 8, 6, **_HOPPER), 0.353, 2.692, 1.155),
+    Priced(Config(128, 128, 64, 8, 5, **_HOPPER_WIDE), 0.542, 3.307, 1.375),
+    Priced(Config(128, 256, 64, 8, 3, **_HOPPER), 0.648, 2.894, 1.615),
+    Priced(Config(128, 256, 64, 8, 4, **_HOPPER), 0.639, 3.479, 1.372),
+)
+_K32 = numerics.CONTRACTION_GPU_FP32_BLOCK
+SM_90_FP32 = (
+    Priced(Config(16, 32, _K32, 4, 6, **_HOPPER), 0.653, 0.759, 0.747),
+    Priced(Config(16, 64, _K32, 4, 6, **_HOPPER), 0.72, 0.816, 1.097),
+    Priced(Config(16, 128, _K32, 4, 4, **_HOPPER), 0.884, 2.482, 2.131),
+    Priced(Config(64, 32, _K32, 4, 5, **_HOPPER), 0.738, 2.919, 0.0),
+    Priced(Config(64, 64, _K32, 4, 4, **_HOPPER), 0.938, 4.6, 0.0),
+    Priced(Config(128, 64, _K32, 8, 4, **_HOPPER), 1.221, 5.606, 0.0),
+    Priced(Config(128, 128, _K32, 8, 3, **_HOPPER), 1.763, 12.785, 0.0),
+)
+# Pointers: for the architectures before Hopper, for batches of matrices and for layouts that descriptors
+# cannot say. At most 96 KiB of shared memory, so that consumer cards run them too.
+POINTERS = tuple(
+    _estimated(config)
+    for config in (
+        Config(16, 32, 128, 4, 5),
+        Config(16, 64, 128, 4, 4),
+        Config(32, 64, 64, 4, 5),
+        Config(64, 64, 64, 4, 5),
+        Config(64, 128, 64, 4, 4),
+        Config(128, 64, 64, 4, 4),
+        Config(128, 128, 32, 4, 5),
+        Config(128, 128, 64, 8, 3),
+    )
+)
+POINTERS_FP32 = tuple(
+    _estimated(config, 4)
+    for config in (
+        Config(16, 32, _K32, 4, 5),
+        Config(16, 64, _K32, 4, 5),
+        Config(64, 32, _K32, 4, 4),
+        Config(64, 64, _K32, 4, 4),
+    )
+)
+
+_BANDWIDTH = {80: 1.5e6, 86: 0.7e6, 89: 0.8e6, 90: 3.0e6, 100: 6.0e6}
+"""Bytes of device memory per microsecond."""
+_PARTIAL_BYTES = 2**28
+"""The most that chunks summed in parallel may keep in device memory."""
+
+
+def candidates(processor: Processor, dtype: torch.dtype, descriptors: bool) -> tuple[Priced, ...]:
+    """The configurations shipped for a device; descriptors: whether the operands allow them."""
+    if descriptors and processor.capability >= 90:
+        return SM_90_FP32 if dtype == torch.float32 else SM_90
+    return POINTERS_FP32 if dtype == torch.float32 else POINTERS
+
+
+@functools.lru_cache(maxsize=65536)
+def choose(
+    processor: Processor, dtype: torch.dtype, batch: int, m: int, n: int, k: int, descriptors: bool
+) -> Config:
+    """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n]."""
+    priced = candidates(processor, dtype, descriptors)
+    rows = max(16, 1 << (m - 1).bit_length())
+    small = [p for p in priced if p.config.block_m <= rows] or list(priced)
+    chunks = math.ceil(k / numerics.contraction_gpu_chunk(dtype.itemsize))
+    forms: Iterable[bool] = (False,)
+    if chunks > 1 and 4 * chunks * batch * m * n <= _PARTIAL_BYTES:
+        forms = (False, True)
+    best = min(
+        ((_time(p, processor, dtype, batch, m, n, k, parallel), i, parallel)
+         for i, p in enumerate(small) for parallel in forms)
+    )  # fmt: skip
+    return small[best[1]].config._replace(parallel=best[2])
+
+
+def _time(
+    priced: Priced,
+    processor: Processor,
+    dtype: torch.dtype,
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    parallel: bool,
+) -> float:
+    """Microseconds: the larger of what the multiprocessors and the memory take, rounded at the corner."""
+    config, size = priced.config, dtype.itemsize
+    chunk = numerics.contraction_gpu_chunk(size)
+    pieces = batch * math.ceil(m / config.block_m) * math.ceil(n / (config.block_n + config.more))
+    moved = size * batch * (m * k + n * k + m * n)
+    steps, starts = math.ceil(k / config.block_k), 1
+    if parallel:
+        chunks = math.ceil(k / chunk)
+        pieces *= chunks
+        steps = chunk // config.block_k
+        starts = 2
+        moved += 6 * chunks * batch * m * n
+    at_a_time = processor.multiprocessors * config.resident(processor, size)
+    waves = math.ceil(pieces / at_a_time)
+    each = math.ceil(pieces / processor.multiprocessors)
+    computing = waves * steps * priced.step + each * priced.tile + starts * priced.start
+    memory = moved / _BANDWIDTH.get(processor.capability, 1.5e6)
+    return (computing**8 + memory**8) ** (1 / 8)

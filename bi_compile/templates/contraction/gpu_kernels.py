@@ -1,0 +1,299 @@
+"""Matrix products in Triton: several ways through the matrices, one tree for every element of the output.
+
+The tree stands in `numerics.py` under CONTRACTION_GPU_CHUNK: chunks of K, each one chain of the tensor
+core's sums, added in index order. Tiles, warps and stages, operands swapped or not, read by pointers or by
+tensor descriptors, chunks walked by one block ("sequence") or each by its own ("parallel" and `add_chunks`):
+none of them is part of the tree.
+
+Every load is masked in both its dimensions, so nothing outside the matrices is ever multiplied, 0 x NaN
+included. The number of rows M is never specialised.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile: GROUP_M tiles down, then the next column: neighbours share operands."""
+    width = GROUP_M * tiles_n
+    first = (index // width) * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    return first + (index % width) % height, (index % width) // height
+
+
+@triton.jit
+def _chunk(
+    a, b, rows, columns, row_in, column_in, begin, end, a_row, a_k, b_k, b_column,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """The chain over k = begin .. end-1 for one tile: [BLOCK_M, BLOCK_N], transposed with SWAP."""
+    k = tl.arange(0, BLOCK_K)
+    a_at = a + rows.to(tl.int64) * a_row
+    b_at = b + columns.to(tl.int64) * b_column
+    a_k = tl.cast(a_k, tl.int64)
+    b_k = tl.cast(b_k, tl.int64)
+    total = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+    if SWAP:
+        a_at = a_at[None, :] + (begin + k).to(tl.int64)[:, None] * a_k
+        b_at = b_at[:, None] + (begin + k).to(tl.int64)[None, :] * b_k
+    else:
+        a_at = a_at[:, None] + (begin + k).to(tl.int64)[None, :] * a_k
+        b_at = b_at[None, :] + (begin + k).to(tl.int64)[:, None] * b_k
+    for start in range(begin, end, BLOCK_K):
+        if SWAP:
+            a_in = row_in[None, :]
+            b_in = column_in[:, None]
+            if not EVEN_K:
+                a_in = a_in & (start + k < end)[:, None]
+                b_in = b_in & (start + k < end)[None, :]
+        else:
+            a_in = row_in[:, None]
+            b_in = column_in[None, :]
+            if not EVEN_K:
+                a_in = a_in & (start + k < end)[None, :]
+                b_in = b_in & (start + k < end)[:, None]
+        x = tl.load(a_at, mask=a_in, other=0.0)
+        y = tl.load(b_at, mask=b_in, other=0.0)
+        if SWAP:
+            total = tl.dot(y, x, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(x, y, total, input_precision=PRECISION)
+        a_at += BLOCK_K * a_k
+        b_at += BLOCK_K * b_k
+    return total
+
+
+@triton.jit
+def _finish(
+    total, c, rows, columns, inside, N, c_row, c_column, alpha, beta,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """alpha * total + beta * c, each operation rounded on its own.
+
+    SCALE: whether alpha is not 1. ADDEND: "none", "bias" (one row for all, c_row unused) or "matrix", with
+    " scaled" behind it if beta is not 1.
+    """
+    if SCALE:
+        total = alpha * total
+    if ADDEND != "none":
+        if ADDEND == "bias" or ADDEND == "bias scaled":
+            addend = tl.load(c + columns.to(tl.int64) * c_column, mask=columns < N, other=0.0)
+        else:
+            at = c + rows.to(tl.int64) * c_row + columns.to(tl.int64) * c_column
+            addend = tl.load(at, mask=inside, other=0.0)
+        addend = addend.to(total.dtype)
+        if ADDEND == "bias scaled" or ADDEND == "matrix scaled":
+            addend = beta * addend
+        total = total + addend
+    return total
+
+
+@triton.jit
+def _write(
+    total, c, out, rows, columns, M, N, c_row, c_column, alpha, beta,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """Finish a tile and store it to contiguous out [M, N], rounded once to its dtype."""
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    total = _finish(
+        total, c, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
+    )
+    at = out + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def product(
+    a, b, c, out, M, N, K, alpha, beta,
+    a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """One tile of one matrix of the batch, any strides.
+
+    CHUNKS: "one" (K is at most CHUNK), "sequence", or "parallel": then `out` is fp32 [chunks, batch, M, N]
+    and holds the chains alone.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    index = tl.program_id(0)
+    matrix = (index // (tiles_m * tiles_n)).to(tl.int64)
+    matrices = tl.num_programs(0) // (tiles_m * tiles_n)
+    tile_m, tile_n = _tile(index % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_in = rows < M
+    column_in = columns < N
+    a += matrix * a_batch
+    b += matrix * b_batch
+    out += matrix * M * N
+    if CHUNKS == "one":
+        total = _chunk(
+            a, b, rows, columns, row_in, column_in, 0, K, a_row, a_k, b_k, b_column,
+            BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, EVEN_K,
+        )  # fmt: skip
+    elif CHUNKS == "parallel":
+        number = tl.program_id(1)
+        begin = number * CHUNK
+        total = _chunk(
+            a, b, rows, columns, row_in, column_in, begin, tl.minimum(K, begin + CHUNK),
+            a_row, a_k, b_k, b_column,
+            BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, EVEN_K,
+        )  # fmt: skip
+        out += number.to(tl.int64) * matrices * M * N
+    else:
+        total = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+        for begin in range(0, K, CHUNK):
+            total += _chunk(
+                a, b, rows, columns, row_in, column_in, begin, tl.minimum(K, begin + CHUNK),
+                a_row, a_k, b_k, b_column,
+                BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, EVEN_K,
+            )  # fmt: skip
+    if SWAP:
+        total = tl.trans(total)
+    _write(total, c + matrix * c_batch, out, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+
+
+@triton.jit
+def _chunk_by_descriptors(
+    a, b, b_more, row, column, begin, end,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, MORE: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
+):  # fmt: skip
+    """`_chunk` for descriptors, which read zeros outside the matrix; two tiles side by side if MORE > 0."""
+    total = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+    more = tl.zeros((BLOCK_M, MORE if MORE else 1), tl.float32)
+    for k in range(begin, end, BLOCK_K):
+        x = a.load([row, k])
+        if SWAP:
+            y = b.load([column, k]) if BY_COLUMN else b.load([k, column]).T
+            total = tl.dot(y, x.T, total, input_precision=PRECISION)
+        else:
+            y = b.load([column, k]).T if BY_COLUMN else b.load([k, column])
+            total = tl.dot(x, y, total, input_precision=PRECISION)
+        if MORE:
+            next = column + BLOCK_N
+            z = b_more.load([next, k]).T if BY_COLUMN else b_more.load([k, next])
+            more = tl.dot(x, z, more, input_precision=PRECISION)
+    return total, more
+
+
+@triton.jit(do_not_specialize=["M"])
+def product_by_descriptors(
+    a, b, b_more, out, c, M, N, K, alpha, beta, c_row, c_column,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, MORE: tl.constexpr,
+    GROUP_M: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """The same for one matrix whose operands the tensor memory accelerator can read: persistent blocks.
+
+    a: descriptor of [M, K]; b: of [N, K] with BY_COLUMN (K lies next to one another, as in a weight), else
+    of [K, N]; out: contiguous [M, N], or fp32 [chunks, M, N] with CHUNKS "parallel". A tile has
+    BLOCK_N + MORE columns, so that it need not be a power of two wide; b_more is b in blocks of MORE columns.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N + MORE)
+    tiles = tiles_m * tiles_n
+    pieces = tiles
+    if CHUNKS == "parallel":
+        pieces = tiles * tl.cdiv(K, CHUNK)
+    for piece in tl.range(tl.program_id(0), pieces, tl.num_programs(0)):
+        tile_m, tile_n = _tile(piece % tiles, tiles_m, tiles_n, GROUP_M)
+        row = tile_m * BLOCK_M
+        column = tile_n * (BLOCK_N + MORE)
+        number = piece // tiles
+        if CHUNKS == "sequence":
+            total = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+            more = tl.zeros((BLOCK_M, MORE if MORE else 1), tl.float32)
+            for begin in range(0, K, CHUNK):
+                chain, more_chain = _chunk_by_descriptors(
+                    a, b, b_more, row, column, begin, tl.minimum(K, begin + CHUNK),
+                    BLOCK_M, BLOCK_N, BLOCK_K, MORE, PRECISION, SWAP, BY_COLUMN,
+                )  # fmt: skip
+                total += chain
+                more += more_chain
+        else:
+            begin = 0
+            end = K
+            if CHUNKS == "parallel":
+                begin = number * CHUNK
+                end = tl.minimum(K, begin + CHUNK)
+            total, more = _chunk_by_descriptors(
+                a, b, b_more, row, column, begin, end,
+                BLOCK_M, BLOCK_N, BLOCK_K, MORE, PRECISION, SWAP, BY_COLUMN,
+            )  # fmt: skip
+        if SWAP:
+            total = tl.trans(total)
+        to = out
+        if CHUNKS == "parallel":
+            to += number.to(tl.int64) * M * N
+        rows = row + tl.arange(0, BLOCK_M)
+        columns = column + tl.arange(0, BLOCK_N)
+        _write(total, c, to, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+        if MORE:
+            columns = column + BLOCK_N + tl.arange(0, MORE)
+            _write(more, c, to, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+
+
+@triton.jit(do_not_specialize=["M", "batch"])
+def add_chunks(
+    chains, c, out, batch, M, N, chunks, alpha, beta, c_batch, c_row, c_column,
+    BLOCK: tl.constexpr, SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """out [batch, M, N] from the chains [chunks, batch, M, N], in the order of the chunks."""
+    size = batch.to(tl.int64) * M * N
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for number in range(chunks):
+        total += tl.load(chains + number * size + at, mask=inside, other=0.0)
+    columns = at % N
+    rows = (at // N) % M
+    matrix = at // N // M
+    total = _finish(
+        total, c + matrix * c_batch, rows, columns, inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
+    )
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def product_in_double(
+    a, b, c, out, scales, M, N, K,
+    a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCALE: tl.constexpr, ADDEND: tl.constexpr,
+):  # fmt: skip
+    """fp64: one chain of fused multiply-adds in index order. scales: alpha and beta as fp64 in memory."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * tiles_n
+    matrix = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    rows = (tile // tiles_n) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_in = rows < M
+    column_in = columns < N
+    a_at = a + matrix * a_batch + rows.to(tl.int64) * a_row
+    b_at = b + matrix * b_batch + columns.to(tl.int64) * b_column
+    a_k = tl.cast(a_k, tl.int64)
+    b_k = tl.cast(b_k, tl.int64)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+    for k in range(K):
+        x = tl.load(a_at + k * a_k, mask=row_in, other=0.0)
+        y = tl.load(b_at + k * b_k, mask=column_in, other=0.0)
+        total = tl.fma(
+            tl.broadcast_to(x[:, None], (BLOCK_M, BLOCK_N)),
+            tl.broadcast_to(y[None, :], (BLOCK_M, BLOCK_N)),
+            total,
+        )
+    inside = row_in[:, None] & column_in[None, :]
+    alpha = tl.load(scales) if SCALE else 1.0
+    beta = tl.load(scales + 1) if ADDEND != "none" else 1.0
+    total = _finish(
+        total, c + matrix * c_batch, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta,
+        SCALE, ADDEND,
+    )  # fmt: skip
+    tl.store(out + matrix * M * N + rows.to(tl.int64)[:, None] * N + columns[None, :], total, mask=inside)
