@@ -18,7 +18,8 @@ _library = torch.library.Library("bi_compile", "FRAGMENT")
 _library.define("differentiable_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor")
 _library.define(
     "differentiable_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, "
-    "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
+    "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False, "
+    "float softcap=0.0, Tensor? sinks=None) -> Tensor"
 )
 _library.define(
     "differentiable_cdist(Tensor x1, Tensor x2, float p=2.0, "

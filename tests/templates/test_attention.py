@@ -24,10 +24,10 @@ LOW = [torch.float32, torch.bfloat16, torch.float16]
 DTYPES = [*LOW, torch.float64]
 NAN, INF = math.nan, math.inf
 GOLDEN = {
-    torch.float32: "cd199c0dc7d1afec",
-    torch.bfloat16: "2a164cc945207738",
-    torch.float16: "0f365f2152e1bdce",
-    torch.float64: "eff3f196f861c3a6",
+    torch.float32: "25a3af70db10f441",
+    torch.bfloat16: "5d00a26b8f6f252b",
+    torch.float16: "2ded6dfa73e0f17d",
+    torch.float64: "18d280717f1363ee",
 }
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,14 +92,20 @@ def check(found, expected, what=""):
         assert_same_bits(a, b, f"{name} {what}")
 
 
-def float64(q, k, v, mask, causal, scale):
+def float64(q, k, v, mask, causal, scale, softcap=0.0, sinks=None):
     """Output by the definition."""
     group = q.shape[1] // max(k.shape[1], 1)
     scores = q.double() @ k.double().repeat_interleave(group, 1).transpose(-1, -2) * scale
+    if softcap:
+        scores = (scores / softcap).tanh() * softcap
     if causal:
         scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -INF)
     if mask is not None:
         scores = scores.masked_fill(~mask, -INF) if mask.dtype == torch.bool else scores + mask.double()
+    if sinks is not None:
+        extra = sinks.double().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
+        return weights @ v.double().repeat_interleave(group, 1)
     return scores.softmax(-1).nan_to_num(0.0) @ v.double().repeat_interleave(group, 1)
 
 
@@ -112,25 +118,27 @@ SHAPES = {
     "size": st.sampled_from((1, 2, 3, 4, 7, 8, 16, 17, 33)),
     "value_size": st.sampled_from((1, 4, 15, 16, 17, 33, 65)),
 }
+SOFTCAPS = st.sampled_from((0.0, 0.0, 0.7, 50.0))
 
 
 @given(
     dtype=st.sampled_from(LOW),
     kind=st.sampled_from(MASKS),
     layout=st.sampled_from(sorted(LAYOUTS)),
+    softcap=SOFTCAPS,
     seed=st.integers(0, 2**31),
     **SHAPES,
 )
 def test_kernels_are_the_oracle(
-    batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, layout, seed
+    batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, layout, softcap, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * group
     q, k, v = operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator)
     mask, causal = masks(kind, batch, heads, queries, keys, dtype, generator)
-    expected = oracle.attention(q, k, v, mask, causal, 0.3)
+    expected = oracle.attention(q, k, v, mask, causal, 0.3, softcap)
     lay = LAYOUTS[layout]
-    check(attention(lay(q), lay(k), lay(v), mask, causal, 0.3), expected, f"{kind}, {layout}")
+    check(attention(lay(q), lay(k), lay(v), mask, causal, 0.3, softcap), expected, f"{kind}, {layout}")
 
 
 def test_several_splits_are_the_oracle():
@@ -138,6 +146,15 @@ def test_several_splits_are_the_oracle():
         q, k, v = operands(1, 2, 1, 3, 2100, 5, 7, torch.float32)
         mask, causal = masks(kind, 1, 2, 3, 2100, torch.float32)
         check(attention(q, k, v, mask, causal, 0.5), oracle.attention(q, k, v, mask, causal, 0.5), kind)
+
+
+def test_tanh_of_the_oracle_is_within_three_ulps():
+    x = torch.cat([torch.randn(20_000) * size for size in (1e-3, 0.3, 1, 9)])
+    exact = x.double().tanh().abs()
+    spacing = exact.float().nextafter(torch.tensor(2.0)).double() - exact.float().double()
+    assert ((oracle.tanh(x).double().abs() - exact).abs() <= 3 * spacing).all()
+    assert (oracle.tanh(-x) == -oracle.tanh(x)).all()
+    assert oracle.tanh(torch.tensor([0.0, INF, -INF])).tolist() == [0.0, 1.0, -1.0]
 
 
 def test_exp_of_the_oracle_is_within_an_ulp():
@@ -150,8 +167,14 @@ def test_exp_of_the_oracle_is_within_an_ulp():
     assert oracle.exp(torch.tensor([0.0, NAN])).tolist()[0] == 1.0
 
 
-@given(dtype=st.sampled_from(DTYPES), kind=st.sampled_from(MASKS), seed=st.integers(0, 2**31), **SHAPES)
-def test_near_float64(batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, seed):
+@given(
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(MASKS),
+    softcap=SOFTCAPS,
+    seed=st.integers(0, 2**31),
+    **SHAPES,
+)
+def test_near_float64(batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, softcap, seed):
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * group
     q, k, _ = operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator)
@@ -159,8 +182,8 @@ def test_near_float64(batch, kv_heads, group, queries, keys, size, value_size, d
     mask, causal = masks(kind, batch, heads, queries, keys, dtype, generator)
     if mask is not None and dtype == torch.float64 and mask.dtype != torch.bool:
         mask = mask.double()
-    out, _ = attention(q, k, v, mask, causal, 0.3)
-    error = (out.double() - float64(q, k, v, mask, causal, 0.3)).abs().max()
+    out, _ = attention(q, k, v, mask, causal, 0.3, softcap)
+    error = (out.double() - float64(q, k, v, mask, causal, 0.3, softcap)).abs().max()
     assert error <= {torch.float32: 1e-5, torch.float64: 1e-13}.get(dtype, 2 * torch.finfo(dtype).eps * 4)
 
 
@@ -401,7 +424,8 @@ def digest(dtype: torch.dtype) -> str:
             (draw(queries, keys), False),
             (draw(keys) > 0, False),
         ):
-            for result in attention(q, k, v, mask, causal, 0.25):
+            capped = attention(q, k, v, mask, causal, 0.25, 0.5)
+            for result in (*attention(q, k, v, mask, causal, 0.25), *capped):
                 found.update(as_integers(result).numpy().tobytes())
     return found.hexdigest()[:16]
 
@@ -497,6 +521,27 @@ def test_gradients_are_those_of_stock(name):
         for a, b in zip(ours, expected, strict=True):
             assert a.dtype == dtype
             torch.testing.assert_close(a.double(), b, atol=tolerance, rtol=tolerance)
+
+
+def test_softcap_and_sinks_with_gradients():
+    for softcap, with_sinks in ((0.8, False), (0.0, True), (1.3, True)):
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.06)):
+            q, k, v = (x.requires_grad_() for x in operands(2, 4, 2, 9, 12, 8, 6, dtype))
+            mask = torch.rand(2, 1, 9, 12) < 0.7
+            mask[..., 0] = True
+            sinks = torch.randn(4, dtype=dtype, requires_grad=True) if with_sinks else None
+            leaves = [x for x in (q, k, v, sinks) if x is not None]
+            options = {"scale": 0.4, "enable_gqa": True, "softcap": softcap, "sinks": sinks}
+            out = scaled_dot_product_attention(q, k, v, mask, **options)
+            wide = [x.detach().double().requires_grad_() for x in leaves]
+            reference = float64(*wide[:3], mask, False, 0.4, softcap, wide[3] if with_sinks else None)
+            torch.testing.assert_close(out.double(), reference, atol=40 * tolerance, rtol=tolerance)
+            weight = torch.randn_like(out)
+            ours = torch.autograd.grad((out * weight).sum(), leaves)
+            expected = torch.autograd.grad((reference * weight.double()).sum(), wide)
+            for a, b in zip(ours, expected, strict=True):
+                scale = float(b.abs().max())
+                torch.testing.assert_close(a.double(), b, atol=tolerance * scale, rtol=tolerance)
 
 
 def test_rows_without_any_key_have_no_gradient():

@@ -48,6 +48,7 @@ std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h,
         for (int64_t d = 0; d < problem.size; ++d)
           s = std::fma(static_cast<A>(q[d * problem.q_stride[3]]), static_cast<A>(key[d * problem.k_stride[3]]), s);
         s = s * problem.scale;
+        if (problem.softcap != 0) s = tanh_one(s / problem.softcap) * problem.softcap;
         problem.with_mask([&](const auto* mask) {
           const auto entry = mask[problem.mask_row(b, h, query) + (block + j) * problem.mask_stride[3]];
           A add;

@@ -1,17 +1,19 @@
 """Scaled dot product attention whose rows do not know their batch.
 
 Op
-    bi_compile::attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale)
-        -> (Tensor, Tensor)
+    bi_compile::attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale,
+                          float softcap=0.0) -> (Tensor, Tensor)
         q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], Hq a multiple of Hkv: query head h reads
         kv head h // (Hq // Hkv). One dtype of fp32, bf16, fp16, fp64, any strides.
         mask: broadcastable to [B, Hq, Lq, Lk]; boolean (True: attend) or added to the scores (q's dtype, or
         fp32 for bf16 and fp16). is_causal: query i attends to keys 0 ... i. Both may be given.
+        softcap: the bound of scores before the mask, as in Gemma 2; 0 for none.
         Returns the output [B, Hq, Lq, Dv], stored as [B, Lq, Hq, Dv], and the logsumexp of each row's scores
         [B, Hq, Lq], fp32 (fp64 for fp64).
 
 The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, others in fp32, widened exactly)
-    score  = (chain of fused multiply-adds over d = 0, 1, ..., from +0) * scale, then + mask.
+    score  = (chain of fused multiply-adds over d = 0, 1, ..., from +0) * scale, then with a softcap
+             tanh(score / softcap) * softcap, then + mask.
              A key masked by False or by causality has the score -inf, one masked by a number that number.
     begin  = the row's first key that is not masked (key 0 for a row that has none): blocks and splits are
              counted from there.
@@ -24,6 +26,7 @@ The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, other
              o = fma(o, a, o2 * c).
     output = o * (1 / l) + 0, rounded once; 0 where l = 0 (no key). logsumexp = m + log(l); -inf where l = 0.
     exp is one fixed polynomial (`exp.h`), within 1 ulp, exactly 1 at 0, exactly 0 below -87 (-708 in fp64).
+    tanh is a polynomial up to 0.5 and a quotient of exps beyond, within 3 ulp.
 
 What follows from it
     A row depends on its own query, its own mask row and its own head's keys and values. Keys masked before
@@ -81,6 +84,7 @@ def _fake(
     mask: torch.Tensor | None,
     is_causal: bool,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _check(q, k, v, mask)
     batch, heads, queries, _ = q.shape
@@ -90,7 +94,8 @@ def _fake(
 
 
 attention = define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale) -> (Tensor, Tensor)",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale, float softcap=0.0) "
+    "-> (Tensor, Tensor)",
     family="attention",
     fake=_fake,
 )
@@ -108,20 +113,31 @@ class _Attention(torch.autograd.Function):
         mask: torch.Tensor | None,
         is_causal: bool,
         scale: float,
-    ) -> torch.Tensor:
-        out, lse = attention(q, k, v, mask, is_causal, scale)
+        softcap: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = attention(q, k, v, mask, is_causal, scale, softcap)
         ctx.save_for_backward(q, k, v, mask, out, lse)
-        ctx.is_causal = is_causal
-        ctx.scale = scale
-        return out
+        ctx.settings = is_causal, scale, softcap
+        ctx.set_materialize_grads(False)
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         q, k, v, mask, out, lse = ctx.saved_tensors
+        grad = torch.zeros_like(out) if grads[0] is None else grads[0]
         found = attention_backward(
-            grads[0], q, k, v, mask, out, lse, ctx.is_causal, ctx.scale, mask_grad=ctx.needs_input_grad[3]
+            grad,
+            q,
+            k,
+            v,
+            mask,
+            out,
+            lse,
+            *ctx.settings,
+            mask_grad=ctx.needs_input_grad[3],
+            lse_grad=grads[1],
         )
-        return (*found, None, None)
+        return (*found, None, None, None)
 
 
 def attention_backward(
@@ -134,15 +150,18 @@ def attention_backward(
     lse: torch.Tensor,
     is_causal: bool,
     scale: float,
+    softcap: float = 0.0,
     *,
     mask_grad: bool = False,
+    lse_grad: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of q, k, v and, if asked for, of an additive mask.
 
-    grad [B, Hq, Lq, Dv]; the others as taken and returned by `attention`. With P = exp(scores - logsumexp):
-    dV = P^T dO, dP = dO V^T, dS = P * (dP - sum(dO * O)), dQ = dS K * scale, dK = dS^T Q * scale, through
-    bi_compile's bmm and sum in the dtype of lse, each rounded once. The queries of all heads of a group are
-    rows of one product, so that grouped heads are summed by the contraction's tree.
+    grad [B, Hq, Lq, Dv], lse_grad [B, Hq, Lq]; the others as taken and returned by `attention`. With
+    P = exp(scores - logsumexp): dV = P^T dO, dP = dO V^T, dS = P * (dP - sum(dO * O) + dL), dL the gradient
+    of the logsumexp; a softcap multiplies dS by 1 - tanh^2; dQ = dS K * scale, dK = dS^T Q * scale. All
+    through bi_compile's bmm and sum in the dtype of lse, each rounded once. The queries of all heads of a
+    group are rows of one product, so that grouped heads are summed by the contraction's tree.
     """
     bmm = torch.ops.bi_compile.bmm.default
     total = torch.ops.bi_compile.sum.default
@@ -157,7 +176,8 @@ def attention_backward(
     v_rows = v.to(wide).reshape(groups, keys, value_size)
 
     scores = (bmm(q_rows, k_rows.transpose(1, 2)) * scale).reshape(batch, heads, queries, keys)
-    scores = _apply_mask(scores, mask, is_causal)
+    capped = torch.tanh(scores / softcap) if softcap else scores
+    scores = _apply_mask(capped * softcap if softcap else scores, mask, is_causal)
     # A row without any key has the logsumexp -inf and no gradient.
     finite_lse = torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)
     weights = torch.exp(scores - finite_lse).reshape(groups, rows, keys)
@@ -165,13 +185,16 @@ def attention_backward(
     grad_v = bmm(weights.transpose(1, 2), grad_rows)
     grad_weights = bmm(grad_rows, v_rows.transpose(1, 2))
     delta = total(grad.to(wide) * out.to(wide), [-1], True)
+    if lse_grad is not None:
+        delta = delta - lse_grad.unsqueeze(-1)
     grad_scores = weights * (grad_weights - delta.reshape(groups, rows, 1))
-    grad_q = bmm(grad_scores, k_rows) * scale
-    grad_k = bmm(grad_scores.transpose(1, 2), q_rows) * scale
-
     grad_mask = None
     if mask_grad and mask is not None:
         grad_mask = _sum_to(grad_scores.reshape(batch, heads, queries, keys), mask.shape).to(mask.dtype)
+    if softcap:
+        grad_scores = grad_scores * (1 - capped * capped).reshape(groups, rows, keys)
+    grad_q = bmm(grad_scores, k_rows) * scale
+    grad_k = bmm(grad_scores.transpose(1, 2), q_rows) * scale
     return (
         grad_q.reshape(q.shape).to(q.dtype),
         grad_k.reshape(k.shape).to(k.dtype),
@@ -208,11 +231,15 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` through `bi_compile::attention`, with gradients.
 
     query [..., Hq, Lq, D], key [..., Hkv, Lk, D], value [..., Hkv, Lk, Dv], two dims or more, leading dims
     broadcast; attn_mask broadcastable to [..., Hq, Lq, Lk]. Returns [..., Hq, Lq, Dv].
+    softcap: bound of the scores, 0 for none. sinks [Hq]: a score of each head that takes part in the softmax
+    and has no value; the output is multiplied by 1 / (1 + exp(sink - logsumexp)).
     Raises UnsupportedDtypeError, UnsupportedOpError for dropout, and RuntimeError where stock does.
     """
     _refuse(query, key, value, attn_mask, dropout_p, is_causal)
@@ -235,10 +262,12 @@ def scaled_dot_product_attention(
         mask = mask.expand(*leads[0][:-1], *mask.shape[-3:]).flatten(0, -4)
 
     inputs = [t for t in (q, k, v, mask) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        out: torch.Tensor = _Attention.apply(q, k, v, mask, is_causal, scale)  # type: ignore[assignment]
-    else:
-        out, _ = attention(q, k, v, mask, is_causal, scale)
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    run: Any = _Attention.apply if differentiated else attention
+    out, lse = run(q, k, v, mask, is_causal, scale, softcap)
+    if sinks is not None:
+        share = torch.sigmoid(lse - sinks.to(lse.dtype).unsqueeze(-1))
+        out = (out.to(lse.dtype) * share.unsqueeze(-1)).to(out.dtype)
     return out if len(leads[0]) == 2 else out.reshape(*leads[0], *out.shape[-2:])
 
 

@@ -132,7 +132,8 @@ void set_mask(Problem<T>& problem, const at::Tensor& mask, const at::Tensor& exp
 
 template <class T>
 std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                                const std::optional<at::Tensor>& mask, bool causal, double scale) {
+                                                const std::optional<at::Tensor>& mask, bool causal, double scale,
+                                                double softcap) {
   Problem<T> problem;
   problem.batch = q.size(0), problem.heads = q.size(1), problem.queries = q.size(2), problem.size = q.size(3);
   problem.kv_heads = k.size(1), problem.keys = k.size(2), problem.value_size = v.size(3);
@@ -142,6 +143,7 @@ std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::T
   copy_strides(v, problem.v_stride);
   problem.causal = causal;
   problem.scale = static_cast<Acc<T>>(scale);
+  problem.softcap = static_cast<Acc<T>>(softcap);
   const std::array<int64_t, 4> full = {problem.batch, problem.heads, problem.queries, problem.keys};
   if (mask) {
     set_mask(problem, *mask, mask->expand(full));
@@ -157,7 +159,8 @@ std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::T
 }
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                             const std::optional<at::Tensor>& mask, bool is_causal, double scale) {
+                                             const std::optional<at::Tensor>& mask, bool is_causal, double scale,
+                                             double softcap) {
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "attention: q, k and v have 4 dims, got ", q.sizes(), ", ",
               k.sizes(), " and ", v.sizes());
   TORCH_CHECK(q.size(0) == k.size(0) && k.size(0) == v.size(0) && k.size(1) == v.size(1) && k.size(2) == v.size(2) &&
@@ -173,10 +176,10 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
                 "attention: the mask is boolean, fp32 or of q's dtype, got ", given, " for ", dtype);
   }
   switch (dtype) {
-    case at::kFloat: return attention_of<float>(q, k, v, mask, is_causal, scale);
-    case at::kDouble: return attention_of<double>(q, k, v, mask, is_causal, scale);
-    case at::kBFloat16: return attention_of<c10::BFloat16>(q, k, v, mask, is_causal, scale);
-    case at::kHalf: return attention_of<c10::Half>(q, k, v, mask, is_causal, scale);
+    case at::kFloat: return attention_of<float>(q, k, v, mask, is_causal, scale, softcap);
+    case at::kDouble: return attention_of<double>(q, k, v, mask, is_causal, scale, softcap);
+    case at::kBFloat16: return attention_of<c10::BFloat16>(q, k, v, mask, is_causal, scale, softcap);
+    case at::kHalf: return attention_of<c10::Half>(q, k, v, mask, is_causal, scale, softcap);
     default: TORCH_CHECK(false, "attention does not support ", dtype);
   }
 }

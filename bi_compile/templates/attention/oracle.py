@@ -29,6 +29,12 @@ _POLYNOMIAL = tuple(
 )
 """From r^6 down to 1."""
 
+_TANH_NEAR = 0.5
+_TANH = tuple(
+    float.fromhex(digits)
+    for digits in ("-0x1.b40c10p-8", "0x1.5d01c4p-6", "-0x1.b98c6ep-5", "0x1.110f2ap-3", "-0x1.555552p-2")
+)
+
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Maximum [...], sum [...] and accumulator [..., Dv] of rows."""
 
@@ -63,6 +69,17 @@ def exp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < _LOWEST, 0.0, scaled)
 
 
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    """tanh in fp32, the operations of `exp.h` one by one."""
+    size, z = x.abs(), x * x
+    p = torch.full_like(x, _TANH[0])
+    for coefficient in _TANH[1:]:
+        p = fma(p, z, coefficient)
+    t = exp(size * -2)
+    far = torch.copysign((1 - t) / (1 + t), x)
+    return torch.where(size > _TANH_NEAR, far, fma(x * z, p, x))
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -70,6 +87,7 @@ def attention(
     mask: torch.Tensor | None,
     is_causal: bool,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`bi_compile::attention` for fp32, bf16 and fp16; see the contract."""
     keys = k.shape[2]
@@ -83,6 +101,9 @@ def attention(
     wide_v = torch.where(dead, 0.0, v.float().repeat_interleave(group, 1))
 
     scores = _scores(wide_q, wide_k, scale)
+    if softcap:
+        cap = torch.tensor(softcap)
+        scores = tanh(scores / cap) * cap
     attended = visible
     if addend is not None and mask is not None:
         masked = addend <= torch.finfo(mask.dtype).min

@@ -21,7 +21,7 @@ struct Problem {
   int64_t mask_stride[4] = {};
   A mask_lowest = std::numeric_limits<A>::lowest();  // of the mask's dtype
   bool causal;
-  A scale;
+  A scale, softcap;  // softcap of 0: none
   std::vector<int64_t> begins;  // by mask row, see find_begins; empty without a mask
   int64_t begin_stride[3] = {};
   T* out;  // [batch, queries, heads, value_size]

@@ -29,23 +29,30 @@ BI_INLINE Vec<A> masked_score(Vec<A> score, Vec<A> mask, Vec<A> lowest) {
   return Vec<A>::select(mask.less_equal(lowest), mask, score + mask);
 }
 
+// The operations on a product of query and key before its mask. softcap of 0: none.
+template <class A>
+BI_INLINE Vec<A> scaled_score(Vec<A> product, Vec<A> scale, Vec<A> softcap, bool capped) {
+  const Vec<A> score = product * scale;
+  return capped ? tanh(score / softcap) * softcap : score;
+}
+
 // scores[r][key] become weights exp(score - maximum). attended[r]: keys of the block row r may see, the others
 // have weight 0 whatever stands in their score. mask[r]: to be added, or null. alpha[r]: factor for what the row
 // has accumulated.
 template <class A>
-inline void softmax_block(int rows, A* scores, A scale, const A* const* mask, A mask_lowest, const int* attended,
+inline void softmax_block(int rows, A* scores, A scale, A softcap, const A* const* mask, A mask_lowest, const int* attended,
                           A* maximum, A* sum_so_far, A* alpha) {
   using V = Vec<A>;
   constexpr int count = Lanes<A>::count;
   A top[kLanes], weight_sum[kLanes] = {}, reference[kLanes];
   for (int r = 0; r < kLanes; ++r) top[r] = -kInfinity<A>;
-  const V factor = V::broadcast(scale), lowest = V::broadcast(mask_lowest), none = V::broadcast(-kInfinity<A>);
+  const V factor = V::broadcast(scale), cap = V::broadcast(softcap), lowest = V::broadcast(mask_lowest), none = V::broadcast(-kInfinity<A>);
   for (int r = 0; r < rows; ++r) {
     A* row = scores + r * kBlock;
     Lanes<A> best;
 #pragma GCC unroll 16
     for (int i = 0; i < kBlock / V::width; ++i) {
-      V s = V::load(row + i * V::width) * factor;
+      V s = scaled_score(V::load(row + i * V::width), factor, cap, softcap != 0);
       if (mask[r]) s = masked_score(s, V::load(mask[r] + i * V::width), lowest);
       if (attended[r] < kBlock) s = V::select(V::first(attended[r] - i * V::width), s, none);
       s.store(row + i * V::width);

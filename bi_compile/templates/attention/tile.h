@@ -170,7 +170,8 @@ class Tile {
       const State<A> now = strip(state, r);
       A alpha[kLanes];
       score(block, r, rows, seen);
-      softmax_block(rows, scores_, problem_.scale, mask, problem_.mask_lowest, attended, now.maximum, now.sum, alpha);
+      softmax_block(rows, scores_, problem_.scale, problem_.softcap, mask, problem_.mask_lowest, attended, now.maximum,
+                    now.sum, alpha);
       accumulate(block, rows, seen, alpha, now.out);
     }
   }

@@ -48,6 +48,7 @@ BI_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm
 BI_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm512_sub_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.r, b.r)}; }
+BI_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm512_div_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.r, b.r)}; }
 
 template <>
@@ -71,6 +72,7 @@ BI_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return 
 BI_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm512_sub_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm512_mul_pd(a.r, b.r)}; }
+BI_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) { return {_mm512_div_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm512_max_pd(a.r, b.r)}; }
 
 #elif defined(BI_ISA_AVX2)
@@ -99,6 +101,7 @@ BI_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm
 BI_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.r, b.r)}; }
+BI_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.r, b.r)}; }
 BI_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.r, b.r)}; }
 
 template <>
@@ -124,6 +127,7 @@ BI_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return 
 BI_INLINE Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.r, b.r)}; }
+BI_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) { return {_mm256_div_pd(a.r, b.r)}; }
 BI_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.r, b.r)}; }
 
 #else
@@ -186,6 +190,10 @@ BI_INLINE Vec<A> operator-(Vec<A> a, Vec<A> b) {
 template <class A>
 BI_INLINE Vec<A> operator*(Vec<A> a, Vec<A> b) {
   return Vec<A>::each([&](int i) { return a.r[i] * b.r[i]; });
+}
+template <class A>
+BI_INLINE Vec<A> operator/(Vec<A> a, Vec<A> b) {
+  return Vec<A>::each([&](int i) { return a.r[i] / b.r[i]; });
 }
 template <class A>
 BI_INLINE Vec<A> max(Vec<A> a, Vec<A> b) {
