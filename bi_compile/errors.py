@@ -107,10 +107,22 @@ class UnsupportedDtypeError(_Message):
 class UnsupportedDeviceError(_Message):
     """A device for which a family of templates has no kernels."""
 
-    def __init__(self, device: str, family: str) -> None:
+    def __init__(self, device: str, family: str, *, where: str | None = None) -> None:
         super().__init__(
             f"no {family} kernels for device {device!r}",
-            hint="this version computes on the CPU: move the model and its inputs there with .to('cpu').",
+            where=where,
+            hint="docs/gpu.md lists what runs on CUDA devices. On the CPU all kernels are there: .to('cpu').",
+        )
+
+
+class OldDeviceError(_Message):
+    """A CUDA device that the kernels do not run on."""
+
+    def __init__(self, device: str, name: str, capability: tuple[int, int]) -> None:
+        super().__init__(
+            f"device {device!r}, {name}, has compute capability {capability[0]}.{capability[1]}; "
+            "the kernels need 8.0",
+            hint="use an A100, an RTX 30 or anything newer, or move the model and its inputs to the CPU.",
         )
 
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import importlib.util
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,13 @@ import torch
 from torch import fx
 
 from bi_compile.batch import marked
-from bi_compile.errors import CompilerNotFoundError, DisabledCheckError, UnsupportedDeviceError
+from bi_compile.errors import (
+    CompilerNotFoundError,
+    DisabledCheckError,
+    OldDeviceError,
+    TritonNotFoundError,
+    UnsupportedDeviceError,
+)
 from bi_compile.inputs import real_inputs
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 
@@ -83,7 +90,9 @@ def require_compiler() -> str:
 _PINNED = {
     # Inductor keeps bf16 and fp16 intermediates of a fused kernel in fp32; eager rounds each of them.
     "emulate_precision_casts": True,
-    # A fused multiply-add rounds once where two ops round twice.
+    # Nor does it round a quotient of Triton's once.
+    "eager_numerics.division_rounding": True,
+    # A fused multiply-add rounds once where two ops round twice. (In Triton the setting above sees to that.)
     "cpp.enable_floating_point_contract_flag": "off",
     "cpp.enable_unsafe_math_opt_flag": False,
     # It folds x * 0 to 0, also where x is NaN or infinite.
@@ -97,6 +106,7 @@ _BEFORE_2_13 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (
 
 _REFUSED = {
     "emulate_precision_casts": "fused kernels would round where unfused ones do not",
+    "eager_numerics.division_rounding": "quotients would be approximate on CUDA devices",
     "cpp.enable_floating_point_contract_flag": "fused kernels would round where unfused ones do not",
     "cpp.enable_unsafe_math_opt_flag": "the C++ compiler would be free to reorder sums",
     "joint_graph_constant_folding": "x * 0 would be 0 where x is NaN",
@@ -284,11 +294,24 @@ def is_exact_function(target: Any) -> bool:
     )
 
 
+_OLDEST_CAPABILITY = (8, 0)
+
+
 def refuse_foreign_devices(inputs: Sequence[Any]) -> None:
-    """Raise UnsupportedDeviceError for inputs on a device without kernels."""
-    for value in inputs:
-        if isinstance(value, torch.Tensor) and value.device.type not in ("cpu",):
-            raise UnsupportedDeviceError(str(value.device), "CPU")
+    """Raise for inputs on a device without kernels.
+
+    UnsupportedDeviceError for devices other than the CPU and CUDA's, OldDeviceError and TritonNotFoundError
+    for those of CUDA that are too old or have no compiler.
+    """
+    for device in {value.device for value in inputs if isinstance(value, torch.Tensor)}:
+        if device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability < _OLDEST_CAPABILITY:
+                raise OldDeviceError(str(device), torch.cuda.get_device_name(device), capability)
+            if importlib.util.find_spec("triton") is None:
+                raise TritonNotFoundError("generated")
+        elif device.type != "cpu":
+            raise UnsupportedDeviceError(str(device), "generated")
 
 
 def refuse_disabled_check(settings: Mapping[str, Any]) -> None:

@@ -11,8 +11,14 @@ from torch import fx
 from bi_compile import inductor
 from bi_compile.analysis.flow import BatchFlow, Finding
 from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_check, is_order_free
-from bi_compile.errors import BatchMixingError, UnsupportedDtypeError, UnsupportedOpError
+from bi_compile.errors import (
+    BatchMixingError,
+    UnsupportedDeviceError,
+    UnsupportedDtypeError,
+    UnsupportedOpError,
+)
 from bi_compile.report import CANONICAL, ISOLATED, LEFT_ALONE, MIXES, ORDER_FREE, UNKNOWN, Verdict
+from bi_compile.templates import registry
 from bi_compile.templates.isolation.contract import op_of as isolated_op
 from bi_compile.templates.pointwise.functions import expressions
 
@@ -49,6 +55,7 @@ def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | N
     else:
         kind, reason = _kind(node), None
         _refuse_narrow(node)
+        _refuse_device(node)
         if kind == LEFT_ALONE:
             reason = _reason(node)
             _complain(_unsupported(node, reason), on_unsupported)
@@ -138,6 +145,18 @@ def _refuse_narrow(node: fx.Node) -> None:
     for tensor in _tensors(node):
         if "float8" in str(tensor.dtype) or "float4" in str(tensor.dtype):
             raise UnsupportedDtypeError(str(node.target), str(tensor.dtype), _SUPPORTED)
+
+
+def _refuse_device(node: fx.Node) -> None:
+    """An op of ours without kernels for its device: not compiled, rather than found out when it runs."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "bi_compile":
+        return
+    name = base_name(target)
+    for tensor in _tensors(node):
+        family = registry.ops().get(name)
+        if family is not None and not registry.has_kernels(family, tensor.device.type):
+            raise UnsupportedDeviceError(tensor.device.type, name, where=inductor.user_line(node))
 
 
 def _values(node: fx.Node) -> Iterator[Any]:

@@ -74,7 +74,15 @@ def test_unsupported_device():
     check(
         errors.UnsupportedDeviceError("cuda", "contraction"),
         "no contraction kernels for device 'cuda'\n"
-        "Hint: this version computes on the CPU: move the model and its inputs there with .to('cpu').",
+        "Hint: docs/gpu.md lists what runs on CUDA devices. On the CPU all kernels are there: .to('cpu').",
+    )
+
+
+def test_old_device():
+    check(
+        errors.OldDeviceError("cuda:0", "Tesla T4", (7, 5)),
+        "device 'cuda:0', Tesla T4, has compute capability 7.5; the kernels need 8.0\n"
+        "Hint: use an A100, an RTX 30 or anything newer, or move the model and its inputs to the CPU.",
     )
 
 

@@ -1,5 +1,6 @@
 """The check of the final graph: what has no canonical lowering is refused, by name, with the user's line."""
 
+import importlib.util
 import warnings
 
 import pytest
@@ -7,9 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._inductor.utils import fresh_inductor_cache
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import bi_compile
+from bi_compile import inductor
+from bi_compile.analysis.flow import follow
+from bi_compile.errors import OldDeviceError, TritonNotFoundError, UnsupportedDeviceError
+from bi_compile.pipeline import decompositions
 from bi_compile.report import LEFT_ALONE, MIXES, collect
+from bi_compile.verify import verify
 
 X = torch.randn(4, 6)
 REFUSED = {
@@ -91,7 +99,7 @@ def test_explain_reports_every_op():
 
 def test_meta_is_refused():
     torch.compiler.reset()
-    with pytest.raises(Exception, match="no CPU kernels for device 'meta'"):
+    with pytest.raises(Exception, match="no generated kernels for device 'meta'"):
         torch.compile(lambda x: x + 1, backend="batch_invariant")(torch.ones(3, device="meta"))
 
 
@@ -210,3 +218,35 @@ def test_verdicts_show_where_the_batch_is():
         torch.compile(lambda x: x.reshape(-1) * 2, backend="batch_invariant", options=options)(X)
     assert [v.value for v in report.verdicts][-1] in ("f32[B*6]", "f32[6*B]")
     assert all(v.batched for v in report.verdicts)
+
+
+def test_an_op_without_kernels_for_its_device_is_refused():
+    """No GPU is needed to see it: fake tensors have any device."""
+
+    def graph_of(function):
+        with FakeTensorMode():
+            x = torch.empty(3, 8, device="cuda")
+            return make_fx(function, decomposition_table=decompositions())(x).graph
+
+    verify(graph := graph_of(lambda x: x.softmax(-1).sum(-1)), "error", follow(graph, [(0,)]))
+    graph = graph_of(lambda x: x.topk(2).values)
+    with pytest.raises(UnsupportedDeviceError, match="no topk kernels for device 'cuda'"):
+        verify(graph, "warn", follow(graph, [(0,)]))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+@pytest.mark.parametrize("triton", [None, object()])
+def test_cuda_devices_need_their_compiler(monkeypatch, capability, triton):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a name")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: triton)
+    with FakeTensorMode():
+        inputs = [torch.empty(3, device="cuda"), 4]
+    if capability < (8, 0):
+        with pytest.raises(OldDeviceError, match=r"a name, has compute capability 7\.5"):
+            inductor.refuse_foreign_devices(inputs)
+    elif triton is None:
+        with pytest.raises(TritonNotFoundError, match="need Triton"):
+            inductor.refuse_foreign_devices(inputs)
+    else:
+        inductor.refuse_foreign_devices(inputs)

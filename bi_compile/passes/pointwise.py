@@ -28,6 +28,10 @@ def _rounds_a_scalar(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype
 
 
+def _on_cuda(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cuda"
+
+
 def _wide(value: Any) -> Any:
     return _opmath(value) if isinstance(value, Tensor) else value
 
@@ -44,7 +48,22 @@ def _in_opmath(op: Any) -> Any:
 
 
 _mul = rewrite(aten.mul.Tensor, aten.mul.Scalar)(_in_opmath(torch.mul))
-_div = rewrite(aten.div.Tensor, aten.div.Scalar)(_in_opmath(torch.div))
+
+
+@rewrite(aten.div.Tensor, aten.div.Scalar)
+def _div(a: Any, b: Any) -> Any:
+    if _on_cuda(a) and not _on_cuda(b):
+        # By a number, eager PyTorch multiplies with its reciprocal there.
+        found = torch.result_type(a, b)
+        dtype = found if found.is_floating_point else torch.get_default_dtype()
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        divisor = (
+            b.to(a.device, wide) if isinstance(b, Tensor) else torch.full((), b, dtype=wide, device=a.device)
+        )
+        return (a.to(wide) / divisor).to(dtype)
+    return _in_opmath(torch.div)(a, b)
+
+
 _fmod = rewrite(aten.fmod.Scalar)(_in_opmath(torch.fmod))
 
 

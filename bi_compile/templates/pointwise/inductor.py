@@ -1,23 +1,32 @@
-"""The pointwise functions in the C++ that Inductor generates."""
+"""The pointwise functions in the C++ and in the Triton kernels that Inductor generates."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+from bi_compile.templates.pointwise import gpu_functions
 from bi_compile.templates.pointwise.functions import expressions
 
 
 @contextmanager
 def canonical_codegen() -> Iterator[None]:
-    """Generate C++ in which a transcendental function has one implementation, in vector and scalar code.
+    """Generate code in which a transcendental function has one implementation.
 
-    Stock Inductor calls at::vec in vectorised loops and the C library elsewhere, so bits would depend on
-    whether a fused kernel happened to vectorise.
+    In C++, stock Inductor calls at::vec in vectorised loops and the C library elsewhere, so bits would
+    depend on whether a fused kernel happened to vectorise. In Triton, its quotients are approximate and
+    some functions are not those of eager calls.
     """
-    from torch._inductor.codegen import cpp
+    from torch._inductor.codegen import cpp, triton
 
     with ExitStack() as stack:
+        kernels = triton.TritonKernelOverrides
+        # It wraps functions of its own for float64 once, with the first kernel: not while ours stand in.
+        kernels._setup_libdevice_routing()
+        for name, (arguments, _) in expressions().items():
+            code = _triton_code(name, arguments)
+            stack.enter_context(mock.patch.object(kernels, name, staticmethod(code)))
+        stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
         for name, (arguments, expression) in expressions().items():
             vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
             vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
@@ -27,6 +36,37 @@ def canonical_codegen() -> Iterator[None]:
         # asks for; from 2.13 on the host skips it itself.
         stack.enter_context(mock.patch.object(cpp.CppKernel, "cache_dtype_convert", return_value=None))
         yield
+
+
+def _triton_code(name: str, arguments: int) -> Callable[..., str]:
+    def unary(x: Any) -> str:
+        return gpu_functions.expression(name, _wide(x), double=_is_double(x))
+
+    def binary(x: Any, y: Any) -> str:
+        double = _is_double(x, y)
+        return gpu_functions.expression(name, _wide(x, double), _wide(y, double), double=double)
+
+    code = unary if arguments == 1 else binary
+    code.__name__ = name
+    return code
+
+
+def _triton_quotient(x: Any, y: Any) -> str:
+    double = _is_double(x, y)
+    return gpu_functions.divide(_wide(x, double), _wide(y, double), double=double)
+
+
+def _is_double(*values: Any) -> bool:
+    return any(str(getattr(value, "dtype", "")) == "torch.float64" for value in values)
+
+
+def _wide(value: Any, double: bool | None = None) -> str:
+    """The value in the dtype of the computation."""
+    double = _is_double(value) if double is None else double
+    wanted = "float64" if double else "float32"
+    return (
+        f"{value}" if str(getattr(value, "dtype", "")) == f"torch.{wanted}" else f"({value}).to(tl.{wanted})"
+    )
 
 
 def _vector_code(arguments: int, expression: str) -> Callable[..., str]:
