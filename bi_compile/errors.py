@@ -126,6 +126,17 @@ class OldDeviceError(_Message):
         )
 
 
+class QuantizedCacheError(_Message):
+    """A cache of keys and values that rounds them, some time after they were used."""
+
+    def __init__(self, cache: str) -> None:
+        super().__init__(
+            f"{cache} makes a token depend on how its prompt was cut",
+            details=["keys and values are quantised when a buffer is full: later queries see other numbers"],
+            hint="use a dynamic or a static cache: leave cache_implementation out, or pass 'static'.",
+        )
+
+
 class TritonNotFoundError(_Message):
     """CUDA tensors, but no Triton to compile kernels with."""
 

@@ -54,6 +54,8 @@ ALLOWED = {
         "options", "passes", "pipeline", "report", "verify",
     },
     "eager_mode": {"analysis", "dynamo", "errors", "options", "passes", "pipeline", "templates.pointwise"},
+    "sampling": {"eager_mode"},
+    "integrations": {"errors", "passes", "sampling", "templates.attention"},
     "testing": {"errors", "report"},
     "supported": {"analysis", "passes", "pipeline", "templates.pointwise"},
     "progress": set(),

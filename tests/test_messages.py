@@ -122,6 +122,15 @@ def test_cache_directory():
     )
 
 
+def test_quantised_cache():
+    check(
+        errors.QuantizedCacheError("QuantizedCache"),
+        "QuantizedCache makes a token depend on how its prompt was cut\n"
+        "  keys and values are quantised when a buffer is full: later queries see other numbers\n"
+        "Hint: use a dynamic or a static cache: leave cache_implementation out, or pass 'static'.",
+    )
+
+
 def test_recompile_limit():
     check(
         errors.RecompileLimitError("recompile_limit", "8", "'forward' (model.py:3)"),

@@ -24,6 +24,8 @@ OTHERS = {
 """Decoders that do not keep rung Q as they are, and why."""
 NAMES = tuple(a.name for a in (*DECODERS, *EXPERTS) if a.name not in OTHERS)
 BY_NAME: dict[str, Architecture] = {a.name: a for a in ARCHITECTURES}
+BY_HAND = ("falcon", "bloom", "gptj", "gpt-neo", "codegen", "xglm")
+"""Their attention is their own: they do not ask transformers' interface for one."""
 WITHOUT_STATIC_CACHE = ("bloom", "gpt-neo")
 """transformers' own code takes the last slot of a static cache for the last token, or raises."""
 
