@@ -4,9 +4,9 @@
 
 Each cell is one product x [M, K] times w [N, K] transposed. Calls with different weights, enough of them to
 leave the L2 cache, are captured in one CUDA graph for each contender; the graphs are replayed in turn and the
-median of each is kept. Ratios are cuBLAS / ours: above 1 ours is faster. The roofline is the larger of bytes over a
-measured copy and operations over a measured large product. Host time is that of one call, nothing awaited.
-Writes out/gpu_matmul.json and out/gpu_matmul.md. Takes about two minutes on an H100.
+median of each is kept. Ratios are cuBLAS / ours: above 1 ours is faster. The roofline is the larger of bytes
+over a measured copy and operations over a measured large product. Host time is that of one call, nothing
+awaited. Writes out/gpu_matmul.json and out/gpu_matmul.md. Takes about two minutes on an H100.
 """
 
 import argparse

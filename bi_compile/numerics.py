@@ -23,7 +23,7 @@ A chain starts at +0 and takes in fused sums of 16 products at a time, in index 
 one chunk are added in index order, from +0, in fp32. The tree follows from K and the dtype alone, never from
 M or N: either may hold the batch. 4096 leaves the hidden size of many models one chain, at which tiles are
 free and large products need no second accumulator, and gives the long rows of feed-forward layers pieces to
-sum in parallel. fp64 is one chain of fused multiply-adds whatever K.
+sum in parallel. fp64 has chains of CONTRACTION_CHUNK fused multiply-adds, added the same way.
 """
 
 CONTRACTION_GPU_FP32_CHUNK = 512

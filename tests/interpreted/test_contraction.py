@@ -116,12 +116,16 @@ def test_near_the_truth(dtype):
     assert error <= {FP64: 1e-15, FP32: 2e-7}.get(dtype, torch.finfo(dtype).eps)
 
 
-def test_fp64_is_one_chain_of_fused_multiply_adds():
+def test_fp64_is_chains_of_fused_multiply_adds(monkeypatch):
+    monkeypatch.setattr(numerics, "CONTRACTION_CHUNK", 32)
     a, b = data(3, 70, dtype=FP64), data(70, 5, dtype=FP64, seed=1)
     total = np.zeros((3, 5))
-    for k in range(70):
-        total = a[:, k : k + 1].numpy() * b[k : k + 1].numpy() + total
-    # The interpreter's fused multiply-add of fp64 rounds twice, as numpy does: the order is compared.
+    for begin in range(0, 70, 32):
+        chain = np.zeros((3, 5))
+        for k in range(begin, min(70, begin + 32)):
+            # The interpreter's fused multiply-add of fp64 rounds twice, as numpy does: the order is compared.
+            chain = a[:, k : k + 1].numpy() * b[k : k + 1].numpy() + chain
+        total += chain
     assert_same_bits(gpu.mm(a, b), torch.from_numpy(total), "fp64")
 
 

@@ -42,7 +42,7 @@ The tree of one output element, whatever M, N, B, strides, threads and instructi
 On CUDA devices the tree is another one, whatever M, N, B, strides and configuration: that of
 `numerics.CONTRACTION_GPU_CHUNK`, in the tensor core's arithmetic, followed by steps 3 and 4; see
 `gpu_oracle.py`. fp32 is never rounded to tf32, whatever `torch.backends` says: it has the three tf32 products
-there. fp64 is one chain of fused multiply-adds.
+there.
 
 A product with a zero in it is computed like any other, so 0 x NaN and 0 x inf are NaN, as in eager.
 Raises UnsupportedDtypeError for other dtypes, integers among them (their sums have no order to fix).

@@ -164,7 +164,8 @@ def _in_double(a: Tensor, b: Tensor, out: Tensor, addend: _Addend, alpha: Any) -
         scales[1:].fill_(addend.beta)
     kernels.product_in_double[(triton.cdiv(m, 16) * triton.cdiv(n, 32) * batch,)](
         a, b, addend.c, out, scales, m, n, k, *a.stride(), *b.stride(), *addend.c.stride(),
-        BLOCK_M=16, BLOCK_N=32, SCALE=alpha != 1, ADDEND=addend.kind, **COMPILATION,
+        CHUNK=numerics.CONTRACTION_CHUNK, BLOCK_M=16, BLOCK_N=32,
+        SCALE=alpha != 1, ADDEND=addend.kind, **COMPILATION,
     )  # fmt: skip
 
 

@@ -265,9 +265,10 @@ def add_chunks(
 def product_in_double(
     a, b, c, out, scales, M, N, K,
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SCALE: tl.constexpr, ADDEND: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr,
 ):  # fmt: skip
-    """fp64: one chain of fused multiply-adds in index order. scales: alpha and beta as fp64 in memory."""
+    """fp64: chunks of fused multiply-adds, added in index order. scales: alpha and beta as fp64 in memory."""
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles = tl.cdiv(M, BLOCK_M) * tiles_n
     matrix = (tl.program_id(0) // tiles).to(tl.int64)
@@ -281,14 +282,17 @@ def product_in_double(
     a_k = tl.cast(a_k, tl.int64)
     b_k = tl.cast(b_k, tl.int64)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
-    for k in range(K):
-        x = tl.load(a_at + k * a_k, mask=row_in, other=0.0)
-        y = tl.load(b_at + k * b_k, mask=column_in, other=0.0)
-        total = tl.fma(
-            tl.broadcast_to(x[:, None], (BLOCK_M, BLOCK_N)),
-            tl.broadcast_to(y[None, :], (BLOCK_M, BLOCK_N)),
-            total,
-        )
+    for begin in range(0, K, CHUNK):
+        chain = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+        for k in range(begin, tl.minimum(K, begin + CHUNK)):
+            x = tl.load(a_at + k * a_k, mask=row_in, other=0.0)
+            y = tl.load(b_at + k * b_k, mask=column_in, other=0.0)
+            chain = tl.fma(
+                tl.broadcast_to(x[:, None], (BLOCK_M, BLOCK_N)),
+                tl.broadcast_to(y[None, :], (BLOCK_M, BLOCK_N)),
+                chain,
+            )
+        total += chain
     inside = row_in[:, None] & column_in[None, :]
     alpha = tl.load(scales) if SCALE else 1.0
     beta = tl.load(scales + 1) if ADDEND != "none" else 1.0

@@ -31,12 +31,14 @@ def compile_kernel(
     *,
     warps: int,
     stages: int,
+    **options: Any,
 ) -> Any:
     """The compiled kernel (`.asm["ttgir"]`, `.asm["ptx"]`, `.metadata`) for a capability such as 90, Hopper.
 
     types: argument -> Triton's name of its type, such as "*bf16", "i32", "fp32", "tensordesc<bf16[64, 64]>".
         Pointers and integers are taken as multiples of 16, as those of most weights are.
     constants: argument -> its value for this specialisation.
+    options: Triton's, instead of those that all our kernels are compiled with.
     """
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     aligned = [["tt.divisibility", 16]]
@@ -44,18 +46,41 @@ def compile_kernel(
         (i,): aligned for i, kind in enumerate(signature.values()) if kind.startswith("*") or kind == "i32"
     }
     source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
-    options = {"num_warps": warps, "num_stages": stages, **COMPILATION}
+    options = {"num_warps": warps, "num_stages": stages, **COMPILATION, **options}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def resources(compiled: Any) -> Resources:
-    """Read from the machine code with the cuobjdump that Triton brings along."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """Read off the machine code."""
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _cuobjdump(compiled, "-res-usage"))
+    assert found, "cuobjdump says nothing of registers"
+    registers, stack, local = map(int, found.groups())
+    return Resources(registers, stack + local, compiled.metadata.shared)
+
+
+def spills_in_innermost_loops(compiled: Any) -> int:
+    """Instructions between registers and local memory in the innermost loops that use the tensor core."""
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", _cuobjdump(compiled, "-sass"))
+    lines = [(int(address, 16), text) for address, text in code]
+    jumps = [
+        (int(target[1], 16), address)
+        for address, text in lines
+        if (target := re.search(r"BRA.*?(0x[0-9a-f]+)", text)) and int(target[1], 16) < address
+    ]
+    spilled = 0
+    for low, high in jumps:
+        body = [text for address, text in lines if low <= address <= high]
+        innermost = not any((low, high) != (i, j) and low <= i and j <= high for i, j in jumps)
+        if innermost and any("MMA" in text for text in body):
+            spilled += sum("LDL" in text or "STL" in text for text in body)
+    return spilled
+
+
+def _cuobjdump(compiled: Any, option: str) -> str:
+    """What the cuobjdump that Triton brings along says."""
+    tool = Path(triton.__file__ or "").parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        run = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", run.stdout + run.stderr)
-    assert found, run.stdout
-    registers, stack, local = map(int, found.groups())
-    return Resources(registers, stack + local, compiled.metadata.shared)
+        run = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr

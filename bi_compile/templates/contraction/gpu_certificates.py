@@ -1,0 +1,81 @@
+"""The order of summation of every configuration, read off what the compiler makes of it; no GPU is needed."""
+
+from typing import Any
+
+import torch
+
+from bi_compile import numerics
+from bi_compile.templates.contraction import gpu_kernels as kernels
+from bi_compile.templates.contraction.gpu_configs import Config
+from bi_compile.templates.gpu.ahead import compile_kernel
+from bi_compile.templates.gpu.certificate import Certificate, certificate, composed
+
+FORMS = ("one", "sequence", "parallel")
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_SAME = {"b_more": "b"}
+
+
+def order(
+    config: Config,
+    dtype: torch.dtype,
+    capability: int,
+    form: str,
+    *,
+    addend: str = "none",
+    scale: bool = False,
+) -> Certificate:
+    """The certificate of a product in one of FORMS. Raises ValueError for what is not followed.
+
+    addend, scale: the epilogue, as in `gpu_kernels._finish`.
+    """
+    if form != "parallel":
+        return certificate(compile_product(config, dtype, capability, form, addend, scale), same=_SAME)
+    chains = certificate(compile_product(config, dtype, capability, form), same=_SAME)
+    return composed(chains, certificate(compile_adding(dtype, capability, addend, scale)))
+
+
+def compile_product(
+    config: Config,
+    dtype: torch.dtype,
+    capability: int,
+    form: str,
+    addend: str = "none",
+    scale: bool = False,
+    **options: Any,
+) -> Any:
+    """The kernel for a weight [N, K] and rows [M, K], compiled for a capability; `options` are Triton's."""
+    name = _NAMES[dtype]
+    types = dict.fromkeys("M N K a_batch a_row b_batch b_column c_batch c_row".split(), "i32")
+    types |= dict.fromkeys(("a", "b", "c", "out"), f"*{name}") | {"alpha": "fp32", "beta": "fp32"}
+    if form == "parallel":
+        types["out"] = "*fp32"
+    constants: dict[str, Any] = {
+        "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKS": form, "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee", "SCALE": scale, "ADDEND": addend,
+        "c_column": 1,
+    }  # fmt: skip
+    if config.descriptors:
+        kernel = kernels.product_by_descriptors
+        for argument, rows in (
+            ("a", config.block_m),
+            ("b", config.block_n),
+            ("b_more", config.more or config.block_n),
+        ):
+            types[argument] = f"tensordesc<{name}[{rows}, {config.block_k}]>"
+        constants |= {"BY_COLUMN": True, "MORE": config.more}
+    else:
+        kernel = kernels.product
+        constants |= {"a_k": 1, "b_k": 1, "EVEN_K": True}
+    return compile_kernel(
+        kernel, capability, types, constants, warps=config.warps, stages=config.stages, **options
+    )
+
+
+def compile_adding(dtype: torch.dtype, capability: int, addend: str = "none", scale: bool = False) -> Any:
+    """The kernel that adds chunks summed in parallel."""
+    types = dict.fromkeys("batch M N chunks c_batch c_row".split(), "i32")
+    types |= {"chains": "*fp32", "alpha": "fp32", "beta": "fp32"}
+    types |= dict.fromkeys(("c", "out"), f"*{_NAMES[dtype]}")
+    constants = {"BLOCK": 1024, "SCALE": scale, "ADDEND": addend, "c_column": 1}
+    return compile_kernel(kernels.add_chunks, capability, types, constants, warps=4, stages=3)

@@ -1,0 +1,80 @@
+"""The shipped products as compiled for GPUs: one order of summation, no spills where they multiply."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from tests.interpreted.compiled import run_compiled
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+CHAIN = "chain16[{}](0; a*b)"
+SMALL = "dot8[32](sub(b, tf32(b))*tf32(a); dot8[32](sub(a, tf32(a))*tf32(b); 0))"
+BLOCK = f"dot8[32](tf32(a)*tf32(b); 0 if NaN({SMALL}))"
+ORDERS = {
+    "bfloat16": {
+        "one": f"bf16({CHAIN.format('K')}) by bf16 k16",
+        "sequence": f"bf16(sum[4096 of K](0; {CHAIN.format(4096)})) by bf16 k16",
+    },
+    "float16": {"one": f"f16({CHAIN.format('K')}) by f16 k16"},
+    "float32": {
+        "one": f"sum[32 of K](0; {BLOCK}) by tf32 k8",
+        "sequence": f"sum[512 of K](0; sum[32 of 512](0; {BLOCK})) by tf32 k8",
+    },
+}
+FAMILIES = {80: {"mma.sync"}, 89: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"tcgen05.mma"}}
+
+
+def evaluated(expression: str):
+    """The value of an expression in `contraction_compiled`, in a process without the interpreter."""
+    program = "import json; from tests.interpreted.contraction_compiled import *\n"
+    return json.loads(run_compiled(f"{program}print(json.dumps({expression}))"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "forms"),
+    [
+        (80, "bfloat16", ["one", "sequence"]),
+        (80, "float32", ["one"]),
+        (89, "bfloat16", ["one"]),
+        (90, "bfloat16", ["one", "sequence", "parallel"]),
+        (90, "float16", ["one"]),
+        (90, "float32", ["one", "sequence", "parallel"]),
+        (100, "bfloat16", ["one"]),
+    ],
+)
+def test_every_shipped_configuration(capability, dtype, forms):
+    rows = evaluated(f"table({capability}, torch.{dtype}, {forms})")
+    assert {row["form"] for row in rows} == set(forms)
+    for row in rows:
+        assert row["shared_memory"] <= row["limit"], row
+        assert set(row["families"]) <= FAMILIES[capability], row
+        assert row["spilled in the loop"] == 0, row
+        if row["form"] == "one" and capability < 100:
+            assert row["spilled"] == 0, row
+        # In parallel the chunks are those of the walk in sequence.
+        form = row["form"].replace("parallel", "sequence")
+        if capability < 100:
+            assert row["order"] == ORDERS[dtype][form], row
+        else:
+            assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
+
+
+def test_an_epilogue_rounds_every_operation():
+    found = evaluated("epilogue(False)")
+    assert found == ("bf16(add(mul(alpha, chain16[K](0; a*b)), mul(beta, f32(c)))) by bf16 k16")
+    assert evaluated("epilogue(True)") == f"{found}; with products fused into sums"
+
+
+def test_controls_that_sum_in_another_order_have_other_certificates():
+    found = evaluated("controls()")
+    assert found["plain"] == found["other tile"] == "chain16[K](0; a*b) by bf16 k16"
+    # What the source splits in two the compiler folds into one chain.
+    assert found["split that is folded"] == found["plain"]
+    names = (
+        "plain", "split", "tf32", "tf32 of widened bf16", "tf32x3 of 16", "tf32x3 of 32", "tf32x3 swapped",
+    )  # fmt: skip
+    assert len({found[name] for name in names}) == len(names), found
+    assert found["sum of 4 warps"] != found["sum of 8 warps"]
+    assert found["tree of 4 warps"] == found["tree of 8 warps"]
