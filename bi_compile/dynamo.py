@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bi_compile.errors import BatchInvariantError, LeakWarning, RecompileLimitError
-from bi_compile.report import Break, Leak, record_break, record_leak
+from bi_compile.report import SKIPPED, Break, Leak, record_break, record_leak
 
 
 @dataclass
@@ -201,9 +201,7 @@ def _report(attempt: _Attempt, frame: Any) -> None:
     if error is not None and isinstance(refusal, BatchInvariantError):
         raise error  # under suppress_errors the frame would run nevertheless
     code = frame.f_code
-    skipped = (
-        "Dynamo skips its file" if not attempt.asked and not code.co_filename.startswith(_CALLS) else None
-    )
+    skipped = SKIPPED if not attempt.asked and not code.co_filename.startswith(_CALLS) else None
     reason = _sentence(str(error)) if error is not None else skipped
     if reason is not None and _has_tensors(frame):
         function = f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"

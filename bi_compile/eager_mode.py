@@ -19,7 +19,7 @@ from bi_compile import dynamo
 from bi_compile.analysis.order import base_name, is_order_free
 from bi_compile.errors import UnsupportedOpError
 from bi_compile.options import Options
-from bi_compile.passes.capture import CAPTURED
+from bi_compile.passes.capture import captured
 from bi_compile.pipeline import canonical, decompositions
 from bi_compile.templates.pointwise import binary, unary
 from bi_compile.templates.pointwise.functions import expressions
@@ -64,7 +64,7 @@ class Block:
 
 class _WholeOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        target: Any = CAPTURED.get(func, func)
+        target: Any = captured(func) or func
         return target(*args, **(kwargs or {}))
 
 
@@ -82,7 +82,7 @@ class _CanonicalOps(TorchDispatchMode):
             destination = kwargs.pop("out", None) if "out" in kwargs else args[0]
             result = self.__torch_dispatch__(functional, types, args, kwargs)
             return destination.copy_(result)
-        for build in (CAPTURED.get(func), canonical().get(func), transcendental().get(func)):
+        for build in (captured(func), canonical().get(func), transcendental().get(func)):
             if build is not None:
                 with self:
                     result = build(*args, **kwargs)
@@ -145,7 +145,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The canonical attention, and in place of its log-sum-exp, which gradients alone read, nothing."""
     mask = options.pop("attn_mask", None)
-    build = CAPTURED[torch.ops.aten.scaled_dot_product_attention.default]
+    build = captured(torch.ops.aten.scaled_dot_product_attention.default)
     return build(query, key, value, mask, dropout_p, is_causal, **options), query.new_empty(0)
 
 

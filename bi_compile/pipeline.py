@@ -10,6 +10,7 @@ import torch
 
 from bi_compile import inductor
 from bi_compile.passes import (
+    complex_numbers,
     contraction,
     convolution,
     distance,
@@ -36,6 +37,7 @@ PIPELINE = (
     scan,  # running sums and products
     embedding_bag,  # whole bags before the gathers and additions they are made of
     scatter,  # additions and other reductions by index
+    complex_numbers,  # as pairs of their parts
     pointwise,  # one rounding for ops that hosts contract or choose formulas for
 )
 """Families of rewrites. A later one never sees what an earlier one replaced."""

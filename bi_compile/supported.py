@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable
 
 from bi_compile.analysis import order
-from bi_compile.passes.capture import CAPTURED
+from bi_compile.passes.capture import BY_NAME, CAPTURED
 from bi_compile.pipeline import PIPELINE
 from bi_compile.templates.pointwise.functions import expressions
 
@@ -20,7 +20,9 @@ listed, and that Inductor does not decompose into listed ones, stops the compila
 
 def rewritten() -> dict[str, list[str]]:
     """Family of rewrites -> names of the ops it makes canonical."""
-    families = {"whole ops, caught before they are decomposed": _sorted(_base(op) for op in CAPTURED)}
+    families = {
+        "whole ops, caught before they are decomposed": _sorted([*(_base(op) for op in CAPTURED), *BY_NAME])
+    }
     for family in PIPELINE:
         name = family.__name__.rsplit(".", 1)[1]
         families[name] = _sorted(order.base_name(rewrite.op) for rewrite in family.REWRITES)

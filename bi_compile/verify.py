@@ -132,7 +132,9 @@ def _place(node: fx.Node) -> dict[str, Any]:
 
 def _names(finding: Finding) -> list[str]:
     """The path as a user reads it: inputs by name, ops by theirs."""
-    return [n.name if n.op == "placeholder" else str(n.target).split(".")[1] for n in finding.path]
+    return [
+        base_name(n.target) if isinstance(n.target, torch._ops.OpOverload) else n.name for n in finding.path
+    ]
 
 
 def _reason(node: fx.Node) -> str:

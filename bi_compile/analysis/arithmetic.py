@@ -6,7 +6,18 @@ import torch
 from torch import fx
 
 from bi_compile.allowed import Allowed
-from bi_compile.analysis.axes import ALIGNED, ROUTING, Axis, Flow, Mixes, Unknown, joined, without, wrapped
+from bi_compile.analysis.axes import (
+    ALIGNED,
+    RETURNING,
+    ROUTING,
+    Axis,
+    Flow,
+    Mixes,
+    Unknown,
+    joined,
+    without,
+    wrapped,
+)
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.sizes import Size
 
@@ -40,9 +51,14 @@ def _batch_size_enters(call: Call) -> bool:
 def cast(call: Call) -> Flow:
     """A change of dtype or memory alone."""
     flow = call.flow(call.first)
-    if flow.position and call.rounds:
+    if flow.position and call.rounds and not _is_only_counted(call.node):
         raise Mixes("a place in the batch, or a count of samples, enters the arithmetic")
     return flow
+
+
+def _is_only_counted(node: fx.Node) -> bool:
+    """`histc` takes floating-point numbers alone on a CPU: integers become such on their way there."""
+    return all(str(user.target).split(".")[1:2] == ["histc"] for user in node.users)
 
 
 def creation(call: Call) -> Flow:
@@ -82,6 +98,10 @@ def ordering(call: Call) -> tuple[Flow, ...]:
         return flow, flow
     (dim,) = wrapped(call.get("dim", default=-1), call.rank(call.first))
     rows = Flow(tuple(_ragged(axis) if axis.dim == dim else axis for axis in flow.axes), ROUTING)
+    given = call.flow(call.first)
+    if given.position == ROUTING and all(axis.ragged for axis in given.axes):
+        # The order of an order is its inverse.
+        return rows, Flow(tuple(replace(axis, ragged=False) for axis in flow.axes), RETURNING)
     return rows, rows
 
 

@@ -12,6 +12,7 @@ from bi_compile.analysis.sizes import ONE, Size, product
 
 ALIGNED = "aligned"
 ROUTING = "routing"
+RETURNING = "returning"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Flow:
 
     axes: at most one for each batch; empty for what holds no sample's data.
     position: None for ordinary values; ALIGNED for 0, 1, 2, ... along the batch; ROUTING for integers that
-        depend on other samples too, such as the order of a sort. Both may choose rows; neither may enter
+        depend on other samples too, such as the order of a sort; RETURNING for those that put rows chosen so
+        back in their places, such as the inverse of that order. All may choose rows; none may enter
         arithmetic.
     """
 
@@ -84,6 +86,11 @@ def reshaped(axis: Axis, batch: Size, before: Sequence[Size], after: Sequence[Si
         outer = product(list(after[dim:])).over(behind * batch)
         if inner is not None and outer is not None:
             return Axis(axis.name, dim, outer, inner)
+    # The sizes behind may be no products, as those of a padded length cut in chunks; those in front tell too.
+    front = product(list(before[: axis.dim]))
+    for dim in range(len(after)):
+        if after[dim] == before[axis.dim] and product(list(after[:dim])) == front:
+            return axis.at(dim)
     raise Unknown("the reshape cuts the batch across dims")
 
 

@@ -91,6 +91,7 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
             if own_symbol is not None and first is not None and own_symbol != first:
                 result.same += ((own_symbol, first),)
         result.flows[node] = Flow(axes)
+    result.same += _numbers_of_samples(inputs, result)
     for node in graph.nodes:
         if node.op == "call_function":
             result.flows[node] = _flow_of(node, result)
@@ -100,6 +101,30 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
         result.findings.clear()
     _add_paths(graph, result)
     return result
+
+
+def _numbers_of_samples(inputs: Sequence[fx.Node], known: BatchFlow) -> Same:
+    """Number inputs that stand for the batch: a graph after a break gets its size once more, by itself.
+
+    The one place where a batch is told by its size: the number is symbolic, and no tensor has it for a dim.
+    """
+    values = [node.meta["val"] for node in inputs]
+    dims = [
+        size
+        for x in values
+        if isinstance(x, torch.Tensor)
+        for size in x.shape
+        if isinstance(size, torch.SymInt)
+    ]
+    batches = {size.symbol for size in known.batches.values()}
+    extents = {size.node.hint: size.node.expr for size in dims if size.node.expr in batches}
+    in_shapes = {symbol for size in dims for symbol in size.node.expr.free_symbols}
+    numbers = [n.node for n in values if isinstance(n, torch.SymInt) and n.node.expr.is_Symbol]
+    return tuple(
+        (n.expr, extents[n.hint])
+        for n in numbers
+        if n.expr not in in_shapes and n.hint in extents and n.hint not in (None, 1)
+    )
 
 
 def _flow_of(node: fx.Node, known: BatchFlow) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from bi_compile.analysis.axes import ALIGNED, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
+from bi_compile.analysis.axes import ALIGNED, RETURNING, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.sizes import Size
 
@@ -48,9 +48,9 @@ def _chosen(axis: Axis | None, index: Flow) -> Axis | None:
     """What a dim with this axis becomes where `index` chooses from it; None if no batch is chosen from."""
     if axis is None:
         return None
-    if index.position == ALIGNED:
+    if index.position == ALIGNED or (index.position == RETURNING and axis.ragged):
         return next(own for own in index.axes if own.name == axis.name)
-    if index.position == ROUTING:
+    if index.position:
         return replace(axis, ragged=True)
     if index.axes:
         raise Unknown("the data choose which samples it takes")
@@ -180,7 +180,9 @@ def index_put(call: Call) -> Flow:
             origin = axes.get(dim) or (flow.axes[0].at(dim) if flow.axes else None)
             if origin is not None:
                 rest = own.move(_other_than(origin))
-                return _returned(call, Flow(rest.axes), dim, origin, flow)
+                # Places written where an order leads are the inverse of that order.
+                places = RETURNING if call.flow(values).position or _is_iota(values) else None
+                return _returned(call, Flow(rest.axes, places), dim, origin, flow)
         if dim in axes:
             _chosen(axes[dim], flow)
     if own.axes:
@@ -188,6 +190,11 @@ def index_put(call: Call) -> Flow:
     if any(call.flow(i).axes for i in given if i is not None) or call.flow(values).axes:
         raise Unknown("rows of the batch are written where the data say")
     return Flow()
+
+
+def _is_iota(node: Any) -> bool:
+    """Whether these are 0, 1, 2, ...: in a static graph nothing else tells that they are places."""
+    return isinstance(node, fx.Node) and str(node.target).split(".")[1:2] in (["iota"], ["arange"])
 
 
 def _returned(call: Call, rest: Flow, dim: int, axis: Axis, index: Flow) -> Flow:

@@ -8,6 +8,7 @@ raw templates; both the compiled graph (`capture`) and eager mode (`CAPTURED`) p
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from bi_compile.passes import recurrent
@@ -21,6 +22,7 @@ _library.define(
     "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False, "
     "float softcap=0.0, Tensor? sinks=None) -> Tensor"
 )
+_library.define("differentiable_grouped_mm(Tensor a, Tensor b, Tensor? offs=None) -> Tensor")
 _library.define(
     "differentiable_cdist(Tensor x1, Tensor x2, float p=2.0, "
     "str? compute_mode='use_mm_for_euclid_dist_if_necessary') -> Tensor"
@@ -62,6 +64,20 @@ def _cdist(
     return torch.ops.aten._cdist_forward.default(x1, x2, p, 2)
 
 
+def _grouped_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    *,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    if bias is not None:
+        return torch._grouped_mm(mat_a, mat_b, offs=offs, bias=bias, out_dtype=out_dtype)
+    return torch.ops.bi_compile.differentiable_grouped_mm(mat_a, mat_b, offs).to(out_dtype or mat_a.dtype)
+
+
+_library.impl("differentiable_grouped_mm", contraction.grouped_mm, "CompositeImplicitAutograd")
 _library.impl("differentiable_linear", _linear, "CompositeImplicitAutograd")
 _library.impl("differentiable_cdist", _cdist, "CompositeImplicitAutograd")
 _library.impl("differentiable_attention", _attention, "CompositeImplicitAutograd")
@@ -75,10 +91,24 @@ CAPTURED = {
     torch.nn.functional.scaled_dot_product_attention: _attention_op,
     torch.ops.aten.linear.default: _linear_op,
     torch.ops.aten.scaled_dot_product_attention.default: _attention_op,
+    torch._grouped_mm: _grouped_mm,
+    **({F.grouped_mm: _grouped_mm} if hasattr(F, "grouped_mm") else {}),
     **recurrent.CAPTURED,
     **COMPOSITES,
 }
 """Stock function -> our op or function of the same signature."""
+
+BY_NAME = {"transformers::grouped_mm_fallback": torch.ops.bi_compile.differentiable_grouped_mm.default}
+"""The same for ops of other packages, which may not be loaded: custom ops with a loop over stock products."""
+
+
+def captured(target: Any) -> Any:
+    """What stands in for a function or op, or None."""
+    if isinstance(target, torch._ops.OpOverload):
+        return CAPTURED.get(target) or BY_NAME.get(target._schema.name)
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return CAPTURED.get(target) or BY_NAME.get(target._qualified_op_name)
+    return CAPTURED.get(target)
 
 
 def capture(module: fx.GraphModule) -> None:
@@ -88,8 +118,8 @@ def capture(module: fx.GraphModule) -> None:
             continue
         changed = False
         for node in graph_module.graph.nodes:
-            if node.op == "call_function" and node.target in CAPTURED:
-                node.target = CAPTURED[node.target]
+            if node.op == "call_function" and (ours := captured(node.target)) is not None:
+                node.target = ours
                 changed = True
         if changed:
             graph_module.recompile()

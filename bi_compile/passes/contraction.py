@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from bi_compile.passes.complex_numbers import by_products
 from bi_compile.passes.rewrite import is_floating, rewrite
 from bi_compile.templates import contraction as _  # noqa: F401  (defines the ops)
 
@@ -13,11 +14,13 @@ Tensor = torch.Tensor
 
 
 @rewrite(aten.mm.default)
+@by_products
 def _mm(a: Tensor, b: Tensor) -> Any:
     return bi.mm(a, b) if is_floating(a) else NotImplemented
 
 
 @rewrite(aten.bmm.default)
+@by_products
 def _bmm(a: Tensor, b: Tensor) -> Any:
     return bi.bmm(a, b) if is_floating(a) else NotImplemented
 
@@ -60,4 +63,14 @@ def _dot(x: Tensor, y: Tensor) -> Any:
     return bi.mm(x.unsqueeze(0), y.unsqueeze(1)).reshape(()) if is_floating(x) else NotImplemented
 
 
-REWRITES = (*_mm, *_bmm, *_addmm, *_baddbmm, *_addbmm, *_mv, *_addmv, *_dot)
+@rewrite(aten._grouped_mm.default)
+def _grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: torch.dtype | None = None
+) -> Any:
+    # Without kernels for a bias in stock PyTorch, none is made up here: the call stays, to be refused.
+    if not is_floating(a) or bias is not None:
+        return NotImplemented
+    return bi.grouped_mm(a, b, offs).to(out_dtype or a.dtype)
+
+
+REWRITES = (*_mm, *_bmm, *_addmm, *_baddbmm, *_addbmm, *_mv, *_addmv, *_dot, *_grouped_mm)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bi_compile.passes.complex_numbers import add, divide, either, is_complex, multiply, subtract
 from bi_compile.passes.rewrite import is_floating, rewrite
 
 aten = torch.ops.aten
@@ -47,11 +48,13 @@ def _in_opmath(op: Any) -> Any:
     return build
 
 
-_mul = rewrite(aten.mul.Tensor, aten.mul.Scalar)(_in_opmath(torch.mul))
+_mul = rewrite(aten.mul.Tensor, aten.mul.Scalar)(either(multiply, _in_opmath(torch.mul)))
 
 
 @rewrite(aten.div.Tensor, aten.div.Scalar)
 def _div(a: Any, b: Any) -> Any:
+    if is_complex(a, b):
+        return divide(a, b)
     if _on_cuda(a) and not _on_cuda(b):
         # By a number, eager PyTorch multiplies with its reciprocal there.
         found = torch.result_type(a, b)
@@ -69,6 +72,8 @@ _fmod = rewrite(aten.fmod.Scalar)(_in_opmath(torch.fmod))
 
 @rewrite(aten.add.Tensor, aten.add.Scalar)
 def _add(a: Any, b: Any, alpha: Any = 1) -> Any:
+    if is_complex(a, b):
+        return add(a, b, alpha)
     if alpha == 1:
         return _in_opmath(torch.add)(a, b)
     return (_wide(a) + _wide(b) * alpha).to(torch.result_type(a, b))
@@ -76,6 +81,8 @@ def _add(a: Any, b: Any, alpha: Any = 1) -> Any:
 
 @rewrite(aten.sub.Tensor, aten.sub.Scalar)
 def _sub(a: Any, b: Any, alpha: Any = 1) -> Any:
+    if is_complex(a, b):
+        return subtract(a, b, alpha)
     if alpha == 1:
         return _in_opmath(torch.sub)(a, b)
     return (_wide(a) - _wide(b) * alpha).to(torch.result_type(a, b))

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from bi_compile.passes.rewrite import all_dims, is_floating, rewrite
+from bi_compile.passes.complex_numbers import by_parts
+from bi_compile.passes.rewrite import all_dims, integers_first, is_floating, rewrite
 from bi_compile.templates import reduction as _  # noqa: F401  (defines the ops)
 
 aten = torch.ops.aten
@@ -26,31 +27,39 @@ def _dims(x: Tensor, dim: Any) -> list[int]:
 
 
 @rewrite(aten.sum.default)
+@by_parts
+@integers_first(aten.sum.default)
 def _sum_all(x: Tensor, *, dtype: Dtype = None) -> Any:
     return bi.sum(_cast(x, dtype), all_dims(x), False) if is_floating(x, dtype) else NotImplemented
 
 
 @rewrite(aten.sum.dim_IntList)
+@by_parts
+@integers_first(aten.sum.dim_IntList)
 def _sum(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Dtype = None) -> Any:
     return bi.sum(_cast(x, dtype), _dims(x, dim), keepdim) if is_floating(x, dtype) else NotImplemented
 
 
 @rewrite(aten.mean.default)
+@by_parts
 def _mean_all(x: Tensor, *, dtype: Dtype = None) -> Any:
     return bi.mean(_cast(x, dtype), all_dims(x), False) if is_floating(x, dtype) else NotImplemented
 
 
 @rewrite(aten.mean.dim)
+@by_parts
 def _mean(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Dtype = None) -> Any:
     return bi.mean(_cast(x, dtype), _dims(x, dim), keepdim) if is_floating(x, dtype) else NotImplemented
 
 
 @rewrite(aten.prod.default)
+@integers_first(aten.prod.default)
 def _prod_all(x: Tensor, *, dtype: Dtype = None) -> Any:
     return bi.prod(_cast(x, dtype), all_dims(x), False) if is_floating(x, dtype) else NotImplemented
 
 
 @rewrite(aten.prod.dim_int)
+@integers_first(aten.prod.dim_int)
 def _prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: Dtype = None) -> Any:
     return bi.prod(_cast(x, dtype), [dim], keepdim) if is_floating(x, dtype) else NotImplemented
 

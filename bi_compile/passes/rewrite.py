@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -27,6 +28,25 @@ def rewrite(*ops: torch._ops.OpOverload) -> Callable[[Callable[..., Any]], tuple
 
     def wrap(build: Callable[..., Any]) -> tuple[Rewrite, ...]:
         return tuple(Rewrite(op, build) for op in ops)
+
+    return wrap
+
+
+def integers_first(op: torch._ops.OpOverload) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator for the build of a sum or product with a `dtype`: where that holds integers, nothing rounds.
+
+    Floating values become integers before they are added, as in eager PyTorch.
+    """
+
+    def wrap(build: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(build)
+        def choose(x: torch.Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+            exact = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+            if exact and (x.dtype.is_floating_point or x.dtype.is_complex):
+                return op(x.to(dtype), *args, dtype=dtype, **kwargs)
+            return build(x, *args, dtype=dtype, **kwargs)
+
+        return choose
 
     return wrap
 

@@ -17,6 +17,9 @@ MIXES = "mixes the batch"
 UNKNOWN = "unknown"
 LEFT_ALONE = "left alone"
 
+SKIPPED = "Dynamo skips its file"
+"""Why a function of a library runs outside graphs."""
+
 REFUSED = frozenset((MIXES, LEFT_ALONE))
 """Kinds that stop the compilation under on_unsupported="error"."""
 

@@ -26,6 +26,7 @@ ROWS = torch.randn(B, D)
 IDS = torch.randint(0, 9, (B, S))
 W = torch.randn(D, D)
 EXPERTS = torch.randn(4, D, D)
+GATE = torch.randn(D, 4)
 
 
 def analysed(fn, *inputs, dims=None, symbolic=False):
@@ -53,6 +54,20 @@ def moe_loop(x, gate, experts):
         rows = flat[token] @ experts[expert] * weights[token, place, None]
         out = out.index_add(0, token, rows)
     return out.reshape(x.shape)
+
+
+def moe_grouped(x, gate, experts):
+    """As transformers computes experts by grouped products."""
+    flat = x.reshape(-1, D)
+    weights, chosen = torch.softmax(flat @ gate, -1).topk(2)
+    ids, order = chosen.reshape(-1).sort()
+    counts = torch.histc(ids.float(), bins=experts.shape[0], min=0, max=experts.shape[0] - 1)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    rows = torch.ops.bi_compile.grouped_mm(flat[order // 2], experts, ends)
+    rows = rows * weights.reshape(-1)[order][:, None]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.shape[0])
+    return rows[back].view(-1, 2, D).sum(1).reshape(x.shape), rows[order.argsort()].view(-1, 2, D).sum(1)
 
 
 def attention_by_hand(x):
@@ -152,6 +167,24 @@ def test_two_batches_are_followed_at_once():
 def test_experts_by_places_keep_tokens_apart():
     _, flow = analysed(moe_loop, X, torch.randn(D, 4), EXPERTS, dims=[(0,), (), ()])
     assert not [f.reason for f in flow.findings.values() if f.mixes]
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_experts_in_groups_keep_tokens_apart(symbolic):
+    graph, flow = analysed(moe_grouped, X, GATE, EXPERTS, dims=[(0,), (), ()], symbolic=symbolic)
+    assert not flow.findings
+    for out in graph.output_node().args[0]:
+        (axis,) = flow.flows[out].axes
+        assert not axis.ragged
+
+
+def test_counts_of_tokens_may_not_enter_arithmetic():
+    def balance(x, gate):
+        chosen = (x.reshape(-1, D) @ gate).argmax(-1)
+        return x * torch.histc(chosen.float(), bins=4, min=0, max=3).sum()
+
+    _, flow = analysed(balance, X, GATE, dims=[(0,), ()])
+    assert any(finding.mixes for finding in flow.findings.values())
 
 
 def test_an_op_without_a_rule_is_unknown_and_named_once():

@@ -42,6 +42,7 @@ REWRITTEN = {
 LEFT_ALONE = {
     "sum of integers": (torch.sum, (X.long(),)),
     "sum of booleans": (lambda x: (x > 0).sum(-1), (X,)),
+    "sum of floats as integers": (lambda x: x.sum(-1, dtype=torch.int64) + x.sum(dtype=torch.int64), (X,)),
     "max of integers": (lambda x: tuple(x.max(-1)), (X.long(),)),
     "any and all": (lambda x: ((x > 0).any(-1), (x > 0).all()), (X,)),
     "count_nonzero": (lambda x: x.count_nonzero(-1), (X,)),

@@ -26,6 +26,7 @@ REWRITTEN = {
 LEFT_ALONE = {
     "cumsum of integers": (lambda x: x.cumsum(1), (X.long(),)),
     "cumprod of booleans": (lambda x: (x > 0).cumprod(1), (X,)),
+    "cumsum of floats as integers": (lambda x: x.cumsum(1, dtype=torch.int32), (X,)),
     "cummax": (lambda x: tuple(x.cummax(1)), (X,)),
     "cummin": (lambda x: tuple(x.cummin(-1)), (X,)),
 }

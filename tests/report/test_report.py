@@ -138,3 +138,22 @@ def test_graphs_that_a_cache_holds_are_listed_all_the_same():
         assert report.canonical == {"bi_compile.linear": 1}
         torch.compiler.reset()
         torch.compile(model, backend="batch_invariant")(x)
+
+
+def test_functions_of_libraries_outside_graphs_are_counted_not_listed():
+    report = Report(
+        "m",
+        breaks=[
+            Break("all of 'mine' runs outside graphs: Dynamo skips its file", "model.py:3, in mine"),
+            Break(
+                "all of 'forward' runs outside graphs: Dynamo skips its file",
+                "/lib/torch/nn/a.py:1, in forward",
+            ),
+            Break(
+                "all of '__iter__' runs outside graphs: Dynamo skips its file", "<frozen abc>:1, in __iter__"
+            ),
+        ],
+    )
+    assert "graph break: all of 'mine'" in str(report)
+    assert "outside graphs too: 2 functions of PyTorch and Python" in str(report)
+    assert "__iter__" not in str(report)

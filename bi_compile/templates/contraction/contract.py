@@ -71,7 +71,8 @@ def bf16_order() -> str:
     return torch.ops.bi_compile.bf16_order()
 
 
-def _check(name: str, *tensors: Tensor | None) -> None:
+def check_dtypes(name: str, *tensors: Tensor | None) -> None:
+    """Raise UnsupportedDtypeError for a dtype without an order, RuntimeError where tensors have several."""
     dtypes = [t.dtype for t in tensors if t is not None]
     for dtype in dtypes:
         if dtype not in DTYPES:
@@ -98,7 +99,7 @@ def _fake_baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any 
 
 
 def _fake_product(name: str, dim: int, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    _check(name, a, b, c)
+    check_dtypes(name, a, b, c)
     torch._check(
         a.dim() == dim and b.dim() == dim,
         lambda: f"{name}: expected {dim}-D tensors, got {a.dim()}-D and {b.dim()}-D",
@@ -111,7 +112,7 @@ def _fake_product(name: str, dim: int, a: Tensor, b: Tensor, c: Tensor | None = 
 
 
 def _fake_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    _check("linear", x, w, bias)
+    check_dtypes("linear", x, w, bias)
     torch._check(
         x.dim() >= 1 and w.dim() == 2,
         lambda: f"linear: expected x of at least 1-D and a 2-D w, got {x.dim()}-D and {w.dim()}-D",
@@ -207,29 +208,29 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [*, K] times w [N, K] transposed, plus bias [N], with gradients. The tree stands above."""
-    _check("linear", x, w, bias)
+    check_dtypes("linear", x, w, bias)
     return _Linear.apply(x, w, bias)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """[M, K] x [K, N] with gradients."""
-    _check("mm", a, b)
+    check_dtypes("mm", a, b)
     return _MatrixProduct.apply(a, b)
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """[B, M, K] x [B, K, N] with gradients."""
-    _check("bmm", a, b)
+    check_dtypes("bmm", a, b)
     return _MatrixProduct.apply(a, b)
 
 
 def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """beta * c + alpha * (a x b) with gradients; c is broadcastable to [M, N]."""
-    _check("addmm", c, a, b)
+    check_dtypes("addmm", c, a, b)
     return _AddedProduct.apply(c, a, b, beta, alpha)
 
 
 def baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """The same for a batch; c is broadcastable to [B, M, N]."""
-    _check("baddbmm", c, a, b)
+    check_dtypes("baddbmm", c, a, b)
     return _AddedProduct.apply(c, a, b, beta, alpha)

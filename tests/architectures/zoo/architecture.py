@@ -48,7 +48,7 @@ class Architecture:
         import transformers
 
         config = getattr(transformers, self.config)(**self.settings)
-        # Grouped products need strides of 16 bytes and are not canonical; loops over experts break graphs.
+        # Loops over experts break graphs; `tests/passes/test_experts.py` compares all ways of computing them.
         config._experts_implementation = "batched_mm"
         return getattr(transformers, self.model)(config)
 
