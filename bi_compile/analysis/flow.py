@@ -117,7 +117,7 @@ def _numbers_of_samples(inputs: Sequence[fx.Node], known: BatchFlow) -> Same:
         if isinstance(size, torch.SymInt)
     ]
     batches = {size.symbol for size in known.batches.values()}
-    extents = {size.node.hint: size.node.expr for size in dims if size.node.expr in batches}
+    extents: dict[Any, Any] = {size.node.hint: size.node.expr for size in dims if size.node.expr in batches}
     in_shapes = {symbol for size in dims for symbol in size.node.expr.free_symbols}
     numbers = [n.node for n in values if isinstance(n, torch.SymInt) and n.node.expr.is_Symbol]
     return tuple(
