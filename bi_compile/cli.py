@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command is None:
         return show_installation()
+    if options.command == "tune":
+        return tune(options.shapes, options.dtype)
     try:
         model, inputs, named = load(options.factory)
     except FactoryError as error:
@@ -35,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bi_compile",
         description="Without a command: versions, devices, compiler, kernel cache and supported ops.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="check")
+    commands = parser.add_subparsers(dest="command", metavar="{check,tune}")
     checking = commands.add_parser(
         "check",
         help="explain a model and assert that it is batch-invariant",
@@ -49,7 +51,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("--json", action="store_true", help="print the report and the result as JSON")
     checking.add_argument("--html", metavar="FILE", type=Path, help="write the report as a page")
+    tuning = commands.add_parser(
+        "tune",
+        help="measure matrix products on the CUDA device of this machine",
+        description="Measure the configurations of matrix products, which all have the same bits, on the "
+        "current CUDA device and keep the fastest in a file in the kernel cache.",
+    )
+    tuning.add_argument(
+        "shapes",
+        nargs="*",
+        metavar="NxK",
+        help="weights; default: Llama-3-8B and Qwen3-8B, and 8 shards of them",
+    )
+    tuning.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     return parser
+
+
+def _shape(text: str) -> tuple[int, int]:
+    n, _, k = text.partition("x")
+    if not (n.isdigit() and k.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 6144x4096")
+    return int(n), int(k)
+
+
+def tune(shapes: Sequence[tuple[int, int]], dtype: str) -> int:
+    """Measure products for weights of these shapes [N, K]; 1 if it cannot be done."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to tune", file=sys.stderr)
+        return 1
+    from bi_compile.templates import contraction, registry
+
+    assert contraction.mm
+    try:
+        registry.load("contraction", "cuda")
+        from bi_compile.templates.contraction import gpu, gpu_tuning
+
+        file = gpu_tuning.tune(gpu.product, shapes or gpu_tuning.SHAPES, getattr(torch, dtype))
+    except BatchInvariantError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(f"stored in {file}")
+    return 0
 
 
 def show_installation() -> int:

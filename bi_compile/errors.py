@@ -147,6 +147,35 @@ class TritonNotFoundError(_Message):
         )
 
 
+class TuningError(_Message):
+    """Configurations of a product that cannot be shown to sum in one order, or a file that names others."""
+
+    @classmethod
+    def not_certified(cls, capability: int, reason: str) -> "TuningError":
+        return cls(
+            f"nothing to tune on a device of capability {capability}: no certificate of one order",
+            details=[reason],
+            hint="the shipped choice of configurations goes on without tuning.",
+        )
+
+    @classmethod
+    def other_bits(cls, config: str, shape: str) -> "TuningError":
+        return cls(
+            f"a configuration has other bits than the rest for {shape}",
+            details=[config],
+            hint="nothing was stored for this shape. This is a bug of bi_compile: report it with your GPU's "
+            "name and the version of Triton.",
+        )
+
+    @classmethod
+    def bad_file(cls, path: str, reason: str) -> "TuningError":
+        return cls(
+            f"cannot use the tuned configurations in {path}",
+            details=[reason],
+            hint="delete the file, or write it anew: python -m bi_compile tune",
+        )
+
+
 class CompilerNotFoundError(_Message):
     """No C++ compiler, so the CPU kernels cannot be built."""
 

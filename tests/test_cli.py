@@ -147,3 +147,15 @@ def test_the_module_runs_and_refuses_unknown_commands():
     )
     assert run.returncode == 2
     assert "invalid choice: 'chekc'" in run.stderr
+
+
+def test_without_a_cuda_device_there_is_nothing_to_tune(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["tune", "64x64"]) == 1
+    assert capsys.readouterr().err == "no CUDA device: nothing to tune\n"
+
+
+def test_shapes_to_tune_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "64"])
+    assert "'64' is no shape such as 6144x4096" in capsys.readouterr().err

@@ -94,6 +94,28 @@ def test_triton_not_found():
     )
 
 
+def test_tuning():
+    check(
+        errors.TuningError.not_certified(100, "not followed"),
+        "nothing to tune on a device of capability 100: no certificate of one order\n"
+        "  not followed\n"
+        "Hint: the shipped choice of configurations goes on without tuning.",
+    )
+    check(
+        errors.TuningError.other_bits("Config()", "[1, 2] x [2, 3]"),
+        "a configuration has other bits than the rest for [1, 2] x [2, 3]\n"
+        "  Config()\n"
+        "Hint: nothing was stored for this shape. This is a bug of bi_compile: report it with your GPU's "
+        "name and the version of Triton.",
+    )
+    check(
+        errors.TuningError.bad_file("x.json", "no version"),
+        "cannot use the tuned configurations in x.json\n"
+        "  no version\n"
+        "Hint: delete the file, or write it anew: python -m bi_compile tune",
+    )
+
+
 def test_compiler_not_found():
     check(
         errors.CompilerNotFoundError("g++"),

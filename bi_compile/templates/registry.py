@@ -113,12 +113,10 @@ def _gpu_module(family: str) -> str:
 
 def _only_device(name: str, args: tuple[Any, ...]) -> torch.device:
     tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-    device = next(tensor.device for tensor in tensors if tensor.device.type == "cuda")
+    device = next(tensor.device for tensor in tensors if tensor.is_cuda)
     for tensor in tensors:
-        torch._check(
-            tensor.device == device,
-            lambda tensor=tensor: f"{name}: expected all tensors on {device}, got one on {tensor.device}",
-        )
+        if tensor.device != device:
+            raise RuntimeError(f"{name}: expected all tensors on {device}, got one on {tensor.device}")
     return device
 
 

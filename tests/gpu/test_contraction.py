@@ -35,11 +35,11 @@ def test_every_shipped_configuration_has_the_same_bits_for_every_number_of_rows(
     a, w = data(4096, k, dtype=dtype), data(528, k, dtype=dtype, seed=1)
     w[5] *= 2.0**-30 if dtype != FP16 else 2.0**-6
     chosen = configurations(dtype)
-    whole = gpu.product(a[None], w.t()[None], config=chosen[0])[0]
+    whole = gpu.product(a, w.t(), config=chosen[0])
     for config in chosen if k > 400 else [c for c in chosen if not c.parallel]:
         for m in ROWS:
             start = (m * 37) % (4096 - m + 1)
-            found = gpu.product(a[None, start : start + m], w.t()[None], config=config)[0]
+            found = gpu.product(a[start : start + m], w.t(), config=config)
             assert_same_bits(found, whole[start : start + m], f"{config} {m}")
     assert_same_bits(bi.mm(a, w.t()), whole, "the chosen one")
 
@@ -162,10 +162,10 @@ def test_the_number_of_rows_is_no_specialisation():
         found = (gpu_kernels.product, gpu_kernels.product_by_descriptors)
         return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in found)
 
-    gpu.product(data(5, 512, dtype=BF16)[None], w.t()[None], config=config)
+    gpu.product(data(5, 512, dtype=BF16), w.t(), config=config)
     before = compiled()
     for m in (1, 2, 15, 16, 17, 32, 4096):
-        gpu.product(data(m, 512, dtype=BF16)[None], w.t()[None], config=config)
+        gpu.product(data(m, 512, dtype=BF16), w.t(), config=config)
     assert compiled() == before
 
 

@@ -7,7 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bi_compile.templates.contraction import gpu_certificates, gpu_configs
+from bi_compile.errors import TuningError
+from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_tuning
 from bi_compile.templates.contraction.gpu_configs import Config
 from bi_compile.templates.gpu import ahead
 from bi_compile.templates.gpu.certificate import certificate
@@ -49,6 +50,13 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
                 }
             )  # fmt: skip
     return rows
+
+
+def certified(capability: int) -> str:
+    try:
+        return str(len(gpu_tuning.certified(PROCESSORS[capability], torch.bfloat16)))
+    except TuningError as error:
+        return str(error)
 
 
 def epilogue(fused: bool) -> str:

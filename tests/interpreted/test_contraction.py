@@ -12,7 +12,7 @@ from bi_compile import numerics
 from tests.bits import assert_same_bits, order_sensitive
 from tests.interpreted import interpreter
 
-from bi_compile.templates.contraction import gpu, gpu_oracle  # isort: skip
+from bi_compile.templates.contraction import gpu, gpu_configs, gpu_oracle, gpu_tuning  # isort: skip
 from bi_compile.templates.contraction.gpu_configs import Config  # isort: skip
 from bi_compile.templates.gpu import device  # isort: skip
 
@@ -45,12 +45,25 @@ def dot(a, b, total, dtype, precision):
     return total
 
 
+@pytest.fixture
+def constant(monkeypatch):
+    """Sets a constant of the tree, which plans remember."""
+
+    def set_to(name: str, value: int) -> None:
+        monkeypatch.setattr(numerics, name, value)
+        gpu._plan.cache_clear()
+        gpu_configs.choose.cache_clear()
+
+    return set_to
+
+
 @pytest.fixture(autouse=True)
-def small_chunks_on_a_hopper(monkeypatch):
+def small_chunks_on_a_hopper(monkeypatch, constant):
     interpreter.use_dot(dot)
     monkeypatch.setattr(device, "processor", lambda index: HOPPER)
-    monkeypatch.setattr(numerics, "CONTRACTION_GPU_CHUNK", 256)
-    monkeypatch.setattr(numerics, "CONTRACTION_GPU_FP32_CHUNK", 64)
+    monkeypatch.setattr(gpu_tuning, "tuned", lambda index: {})
+    constant("CONTRACTION_GPU_CHUNK", 256)
+    constant("CONTRACTION_GPU_FP32_CHUNK", 64)
 
 
 def data(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -64,22 +77,22 @@ CASES = [
 
 
 @pytest.mark.parametrize(("form", "dtype"), CASES, ids=lambda value: str(value).removeprefix("torch."))
-def test_every_form_equals_the_oracle(form, dtype, monkeypatch):
-    monkeypatch.setattr(numerics, "CONTRACTION_GPU_CHUNK", 64)
+def test_every_form_equals_the_oracle(form, dtype, constant):
+    constant("CONTRACTION_GPU_CHUNK", 64)
     for m, n, k in ((1, 33, 40), (19, 50, 168)):
         a, w, c = data(m, k, dtype=dtype), data(n, k, dtype=dtype, seed=1), data(n, dtype=dtype, seed=2)
         expected = gpu_oracle.product(a, w.t(), c, alpha=0.5)
         for b in (w.t(), w.t().contiguous()):
-            found = gpu.product(a[None], b[None], c, alpha=0.5, config=config(form))[0]
+            found = gpu.product(a, b, c, alpha=0.5, config=config(form))
             assert_same_bits(found, expected, f"{m} {n} {k} {b.stride()}")
 
 
-def test_control_a_plain_chain_has_other_bits(monkeypatch):
+def test_control_a_plain_chain_has_other_bits(constant):
     a, b = data(19, 168, dtype=BF16), data(168, 50, dtype=BF16, seed=1)
-    monkeypatch.setattr(numerics, "CONTRACTION_GPU_CHUNK", 64)
-    chunked = gpu.product(a[None], b[None], config=config("pointers"))[0]
-    monkeypatch.setattr(numerics, "CONTRACTION_GPU_CHUNK", 4096)
-    plain = gpu.product(a[None], b[None], config=config("pointers"))[0]
+    constant("CONTRACTION_GPU_CHUNK", 64)
+    chunked = gpu.product(a, b, config=config("pointers"))
+    constant("CONTRACTION_GPU_CHUNK", 4096)
+    plain = gpu.product(a, b, config=config("pointers"))
     assert not torch.equal(chunked, plain)
     assert_same_bits(plain, gpu_oracle.product(a, b), "plain")
 
@@ -116,8 +129,8 @@ def test_near_the_truth(dtype):
     assert error <= {FP64: 1e-15, FP32: 2e-7}.get(dtype, torch.finfo(dtype).eps)
 
 
-def test_fp64_is_chains_of_fused_multiply_adds(monkeypatch):
-    monkeypatch.setattr(numerics, "CONTRACTION_CHUNK", 32)
+def test_fp64_is_chains_of_fused_multiply_adds(constant):
+    constant("CONTRACTION_CHUNK", 32)
     a, b = data(3, 70, dtype=FP64), data(70, 5, dtype=FP64, seed=1)
     total = np.zeros((3, 5))
     for begin in range(0, 70, 32):
@@ -140,6 +153,7 @@ def test_empty_products(shape, dtype):
 @pytest.mark.parametrize("processor", [HOPPER, AMPERE], ids=["hopper", "ampere"])
 def test_the_chosen_configurations_equal_the_oracle(processor, monkeypatch):
     monkeypatch.setattr(device, "processor", lambda index: processor)
+    gpu._plan.cache_clear()
     for dtype in (BF16, FP32):
         w = data(40, 296, dtype=dtype, seed=1)
         for m in (1, 40):

@@ -61,6 +61,11 @@ def test_every_shipped_configuration(capability, dtype, forms):
             assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
 
 
+def test_only_certified_configurations_are_tuned():
+    assert evaluated("certified(90)") == "12"
+    assert "nothing to tune on a device of capability 100" in evaluated("certified(100)")
+
+
 def test_an_epilogue_rounds_every_operation():
     found = evaluated("epilogue(False)")
     assert found == ("bf16(add(mul(alpha, chain16[K](0; a*b)), mul(beta, f32(c)))) by bf16 k16")

@@ -57,12 +57,11 @@ def compile_product(
     }  # fmt: skip
     if config.descriptors:
         kernel = kernels.product_by_descriptors
-        for argument, rows in (
-            ("a", config.block_m),
-            ("b", config.block_n),
-            ("b_more", config.more or config.block_n),
-        ):
+        blocks = {"a": config.block_m, "b": config.block_n, "b_more": config.more}
+        for argument, rows in blocks.items():
             types[argument] = f"tensordesc<{name}[{rows}, {config.block_k}]>"
+        if not config.more:
+            constants["b_more"] = None
         constants |= {"BY_COLUMN": True, "MORE": config.more}
     else:
         kernel = kernels.product

@@ -295,7 +295,9 @@ def product_in_double(
         total += chain
     inside = row_in[:, None] & column_in[None, :]
     alpha = tl.load(scales) if SCALE else 1.0
-    beta = tl.load(scales + 1) if ADDEND != "none" else 1.0
+    beta = 1.0
+    if ADDEND == "bias scaled" or ADDEND == "matrix scaled":
+        beta = tl.load(scales + 1)
     total = _finish(
         total, c + matrix * c_batch, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta,
         SCALE, ADDEND,

@@ -1,0 +1,143 @@
+"""Configurations measured on the user's own device, kept in a file: `python -m bi_compile tune`.
+
+Without it a product takes the configuration with the lowest price. Either way it is one of those whose order
+of summation is certified to be the same, so a file moves times and never bits.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bi_compile import numerics
+from bi_compile.errors import TuningError
+from bi_compile.templates.contraction import gpu_certificates
+from bi_compile.templates.contraction.gpu_configs import Config, candidates
+from bi_compile.templates.gpu import device
+
+VERSION = 1
+ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096)
+SHAPES = (
+    (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (24576, 4096), (4096, 12288),
+    (768, 4096), (4096, 512), (3584, 4096), (4096, 1792), (3072, 4096), (4096, 1536),
+)  # fmt: skip
+"""(N, K) of the projections of Llama-3-8B and Qwen3-8B, whole and in 8 shards."""
+
+Product = Callable[..., torch.Tensor]
+Table = dict[str, dict[str, dict[str, list[Any]]]]
+
+
+def tune(
+    product: Product,
+    shapes: Iterable[tuple[int, int]] = SHAPES,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: Iterable[int] = ROWS,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Measure every certified configuration for weights [N, K] on the current device and keep the best.
+
+    product: `gpu.product`. Raises TuningError where configurations cannot be told to sum in one order.
+    """
+    here = device.processor(torch.cuda.current_device())
+    allowed = certified(here, dtype)
+    file = _file(torch.cuda.current_device())
+    table = _read(file)
+    for n, k in shapes:
+        w = torch.randn(n, k, device="cuda").to(dtype)
+        found = table.setdefault(_name(dtype), {}).setdefault(f"{n}x{k}", {})
+        for m in rows:
+            x = torch.randn(m, k, device="cuda").to(dtype)
+            expected = product(x, w.t())
+            times = {}
+            for config in _forms(allowed, k, dtype):
+                if not torch.equal(product(x, w.t(), config=config), expected):
+                    raise TuningError.other_bits(str(config), f"[{m}, {k}] x [{k}, {n}]")
+                times[config] = _microseconds(lambda c=config, x=x, w=w: product(x, w.t(), config=c))
+            best = min(times, key=times.__getitem__)
+            found[str(m)] = list(best)
+            chosen = _microseconds(lambda x=x, w=w: product(x, w.t()))
+            report(f"N {n:5} K {k:5} M {m:4}  {times[best]:8.1f} us, was {chosen:8.1f} us  {tuple(best)}")
+        _write(file, table)
+    tuned.cache_clear()
+    return file
+
+
+def certified(processor: device.Processor, dtype: torch.dtype) -> list[Config]:
+    """The shipped configurations, if the compiler makes one order of them. Raises TuningError."""
+    configs = [p.config for p in candidates(processor, dtype, True)]
+    try:
+        orders = {c: gpu_certificates.order(c, dtype, processor.capability, "sequence") for c in configs}
+    except ValueError as error:
+        raise TuningError.not_certified(processor.capability, str(error)) from error
+    for config, order in orders.items():
+        if order != orders[configs[0]]:
+            raise TuningError.not_certified(processor.capability, f"{config} sums {order}")
+    return configs
+
+
+def _forms(configs: list[Config], k: int, dtype: torch.dtype) -> list[Config]:
+    if k <= numerics.contraction_gpu_chunk(dtype.itemsize):
+        return configs
+    return [config._replace(parallel=parallel) for config in configs for parallel in (False, True)]
+
+
+def lookup(index: int, dtype: torch.dtype, m: int, n: int, k: int) -> Config | None:
+    """The configuration measured for the nearest number of rows on the device `cuda:<index>`, or None."""
+    found = tuned(index).get((_name(dtype), n, k))
+    if not found:
+        return None
+    return found[min(found, key=lambda rows: abs(math.log2(rows) - math.log2(m)))]
+
+
+@functools.cache
+def tuned(index: int) -> Mapping[tuple[str, int, int], Mapping[int, Config]]:
+    """What the file for a device says. Raises TuningError for a configuration that is not shipped."""
+    file = _file(index)
+    known: dict[tuple[str, int, int], dict[int, Config]] = {}
+    for dtype, shapes in _read(file).items():
+        shipped = {p.config for p in candidates(device.processor(index), getattr(torch, dtype), True)}
+        for shape, rows in shapes.items():
+            n, k = map(int, shape.split("x"))
+            known[dtype, n, k] = {int(m): Config(*values) for m, values in rows.items()}
+            for config in known[dtype, n, k].values():
+                if config._replace(parallel=False) not in shipped:
+                    reason = f"{tuple(config)} is no configuration of this version"
+                    raise TuningError.bad_file(str(file), reason)
+    return known
+
+
+def _read(file: Path) -> Table:
+    if not file.exists():
+        return {}
+    try:
+        stored = json.loads(file.read_text())
+        return stored["configurations"] if stored["version"] == VERSION else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TuningError.bad_file(str(file), repr(error)) from error
+
+
+def _write(file: Path, table: Table) -> None:
+    stored = {"version": VERSION, "triton": triton.__version__, "torch": torch.__version__}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**stored, "configurations": table}))
+    part.replace(file)
+
+
+def _file(index: int) -> Path:
+    from bi_compile.templates.cpu.build import cache_directory
+
+    name = "-".join(torch.cuda.get_device_name(index).split())
+    return cache_directory() / f"contraction-{name}.json"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _microseconds(call: Callable[[], Any]) -> float:
+    return 1e3 * triton.testing.do_bench(call, warmup=3, rep=15, return_mode="median")
