@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument(
         "shapes",
         nargs="*",
+        type=_shape,
         metavar="NxK",
         help="weights; default: Llama-3-8B and Qwen3-8B, and 8 shards of them",
     )
