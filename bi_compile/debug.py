@@ -18,6 +18,7 @@ from bi_compile.inputs import batch_symbols, user_inputs
 from bi_compile.report import Graph, Report, Verdict
 from bi_compile.report.code import annotated
 from bi_compile.report.graphs import describe
+from bi_compile.report.orders import orders
 
 _log = logging.getLogger("bi_compile")
 
@@ -55,6 +56,8 @@ class Dump:
         self._report.graphs.append(found)
         self._report.compilations = 1
         self._show("report.txt", lambda: f"{self._report}\n\n{self._report.table()}\n")
+        if self.on and (text := orders(graph)):
+            self._show(f"{next(self._number):02d}_orders.txt", lambda: text)
         if self._folder:
             (self._folder / "report.json").write_text(self._report.json(), encoding="utf-8")
             self._report.html(self._folder / "report.html")
