@@ -1,6 +1,7 @@
 # make demo   set up what is missing, then embed 200 sentences with four arms: table, plot, JSON in out/
 # make test   set up what is missing, then lint, type check and run all tests
 # make architectures  over a hundred models, each compiled and checked in a process of its own (hours)
+# make experiment  complete one prompt 1,000 times while other requests come and go: table, plot, JSON in out/
 # make bench  speed and memory against stock PyTorch, as ratios
 #
 # PYTHON=python3.12 chooses the interpreter of the virtual environment, PIP_ARGS is passed to pip install.
@@ -12,10 +13,13 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint kernels unit architectures bench clean
+.PHONY: demo experiment test lint kernels unit architectures bench clean
 
 demo: kernels
 	$(BIN)/python examples/embeddings.py
+
+experiment: kernels
+	$(BIN)/python examples/determinism.py
 
 test: lint unit
 

@@ -20,7 +20,6 @@ _ROUNDS = 10
 Tensor = torch.Tensor
 
 
-@eager()
 def sample(
     logits: Tensor,
     seeds: Tensor | Sequence[int],
@@ -53,11 +52,13 @@ def sample(
     temperature = _column("temperature", temperature, batch, torch.float64, device)
     _check("temperature", temperature, temperature >= 0, "at least 0")
     greedy = temperature == 0
-    scores = logits.double() / torch.where(greedy, 1.0, temperature)
-    if top_k is not None or top_p is not None:
-        scores = scores.masked_fill(~_kept(scores, top_k, top_p), -torch.inf)
-    drawn = (scores + _gumbel(seeds, streams, positions, vocabulary)).argmax(-1)
-    return torch.where(greedy.squeeze(1), logits.argmax(-1), drawn)
+    uniform = _uniform(seeds, streams, positions, vocabulary)
+    with eager():
+        scores = logits.double() / torch.where(greedy, 1.0, temperature)
+        if top_k is not None or top_p is not None:
+            scores = scores.masked_fill(~_kept(scores, top_k, top_p), -torch.inf)
+        drawn = (scores - (-uniform.log()).log()).argmax(-1)
+        return torch.where(greedy.squeeze(1), logits.argmax(-1), drawn)
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -80,12 +81,14 @@ def _product(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return high + (low >> 16) >> 16, low + ((high & 0xFFFF) << 16) & _LOW
 
 
-def _gumbel(seeds: Tensor, streams: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """[B, V] in fp64: each word of a Philox block is the noise of one token."""
+def _uniform(seeds: Tensor, streams: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """[B, V] in fp64, above 0 and below 1: each word of a Philox block is the number of one token.
+
+    Integers and products with powers of two alone, so exact in any order.
+    """
     block = torch.arange((vocabulary + 3) // 4, device=seeds.device)
     words = philox((block, positions, streams, torch.zeros_like(block)), (seeds & _LOW, seeds >> 32 & _LOW))
-    uniform = (torch.stack(words, -1).flatten(1)[:, :vocabulary].double() + 0.5) * 2.0**-32
-    return -(-uniform.log()).log()
+    return (torch.stack(words, -1).flatten(1)[:, :vocabulary].double() + 0.5) * 2.0**-32
 
 
 def _kept(scores: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None) -> Tensor:

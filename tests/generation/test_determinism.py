@@ -1,0 +1,39 @@
+"""The experiment of examples/determinism.py in small: random weights, few completions among others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bi_compile
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
+from decoder import Decoder, Sizes, encode
+from determinism import measure
+
+PROMPT = encode("Return a list of all")
+SIZES = Sizes(width=60, layers=2, heads=6, kv_heads=2, hidden=118, context=96)
+
+
+def model(dtype: torch.dtype) -> Decoder:
+    torch.manual_seed(1)
+    return Decoder(SIZES).to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_completion_and_the_logits_of_a_full_forward(dtype, temperature):
+    stock = model(dtype)
+    ours = bi_compile.eager()(stock)
+    found = measure(stock, ours, PROMPT, temperature, completions=8, tokens=40, slots=6)
+    assert len(found.completions) == 1
+    assert (found.rows, found.logits_changed, found.unlike_forward) == (8 * 40, 0, 0)
+    assert len(found.batch_sizes) >= 3, "requests came and went"
+
+
+def test_stock_logits_change():
+    """The control."""
+    stock = model(torch.float32)
+    found = measure(stock, stock, PROMPT, 0.0, completions=8, tokens=40, slots=6)
+    assert found.logits_changed + found.unlike_forward > 0
