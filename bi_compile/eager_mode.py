@@ -62,6 +62,17 @@ class Block:
         return torch.compiler.disable(run, reason="bi_compile.eager")
 
 
+_NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
+_HIGHER_ORDER = (
+    "write it with ordinary ops; in place of flex_attention's score_mod and block_mask, give "
+    "scaled_dot_product_attention a mask"
+)
+
+
+def _refused(func: Any, what: str, way_out: str) -> UnsupportedOpError:
+    return UnsupportedOpError(str(func), signature=what, where=None, reason=way_out)
+
+
 class _WholeOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         target: Any = captured(func) or func
@@ -73,8 +84,17 @@ class _CanonicalOps(TorchDispatchMode):
         super().__init__()
         self._on_unsupported = on_unsupported
 
+    # So that flex_attention and its like arrive here, to be refused by name.
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(t.__name__ == "NestedTensor" for t in types):
+            raise _refused(func, "a nested tensor", _NESTED)
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            if self._on_unsupported == "error":
+                raise _refused(func, "an operator that takes functions", _HIGHER_ORDER)
+            return func(*args, **kwargs)
         if func.namespace == "bi_compile":
             return func(*args, **kwargs)
         functional = _functional_form(func)

@@ -93,14 +93,14 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     Its attention becomes "batch_invariant", its experts are computed in batches (grouped products are
     refused), and a forward with a quantised cache raises QuantizedCacheError. Warns where a model's attention
     is written by hand and stays so: as canonical ops one by one it keeps rung Q, but padding on the left is
-    inert only up to 256 keys.
+    inert only in fp32 and up to 256 keys.
     """
     if model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
     else:
         warnings.warn(
-            f"{type(model).__name__} has its own attention, which stays: padding on the left is inert up to "
-            "256 keys only",
+            f"{type(model).__name__} has its own attention, which stays: padding on the left is inert only "
+            "in fp32 and up to 256 keys",
             stacklevel=2,
         )
     if model._can_set_experts_implementation():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bi_compile
 from bi_compile import inductor
 from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
 from bi_compile.templates.attention import attention, oracle, scaled_dot_product_attention
@@ -609,3 +610,56 @@ def test_bad_input_is_refused():
         attention(q, k, v[:, :, 1:], None, False, 1.0)
     with pytest.raises(RuntimeError, match="the mask is boolean, fp32 or of q's dtype"):
         attention(q, k, v, torch.ones(3, 4, dtype=torch.int32), False, 1.0)
+
+
+def test_other_forms_of_attention_are_refused_by_name():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.randn(2, 4, 32, 16)
+    lengths = torch.nested.nested_tensor([torch.randn(5, 4, 16), torch.randn(9, 4, 16)], layout=torch.jagged)
+    nested = lengths.transpose(1, 2)
+    for call, message in (
+        (lambda: flex_attention(q, q, q), r"flex_attention has no .*\n.*takes functions\n.*give scaled_dot"),
+        (
+            lambda: F.scaled_dot_product_attention(nested, nested, nested),
+            r"nested tensor\n  pad to one length",
+        ),
+    ):
+        with pytest.raises(UnsupportedOpError, match=message), bi_compile.eager():
+            call()
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, backend="batch_invariant")
+    with pytest.raises(Exception, match="UnsupportedOpError: flex_attention has no batch-invariant lowering"):
+        compiled(q, q, q)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_which_rungs_attention_written_by_hand_keeps(dtype):
+    """Product, softmax, product, op by op: B and Q; padding on the left in fp32, up to a chunk of 256."""
+
+    def by_hand(q, k, v, attend):
+        scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(~attend, -INF)
+        return scores.softmax(-1) @ v
+
+    keys = 600
+    q, k, v = operands(3, 2, 2, keys, keys, 24, 20, dtype)
+    causal = torch.ones(keys, keys, dtype=torch.bool).tril()
+
+    def left_padded(length, padding):
+        alone = by_hand(*(x[:1, :, -length:] for x in (q, k, v)), causal[:length, :length])
+        real = causal[:length, :length]
+        mask = F.pad(real, (padding, 0), value=False)
+        wide = [F.pad(x[:1, :, -length:], (0, 0, padding, 0)) for x in (k, v)]
+        return same_bits(by_hand(q[:1, :, -length:], *wide, mask), alone)
+
+    with bi_compile.eager():
+        full = by_hand(q, k, v, causal)
+        assert_same_bits(by_hand(q[1:2], k[1:2], v[1:2], causal), full[1:2], "rung B")
+        for i in (0, 63, 255, 256, 257, 599):
+            step = by_hand(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], causal[i, : i + 1])
+            assert_same_bits(step, full[:, :, i : i + 1], f"rung Q, query {i}")
+        short = all(left_padded(length, padding) for length, padding in ((5, 1), (100, 156), (200, 56)))
+        # The limits that docs/generation.md tells: bf16 products take elements along K in pairs.
+        assert short == (dtype == torch.float32)
+        assert not left_padded(500, 77)
