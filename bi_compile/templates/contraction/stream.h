@@ -31,7 +31,7 @@ void along_tile(const typename S::Packed* rows, const T* lines, const T* next, i
   for (; k + kBlock <= elements; k += kBlock, rows += 16) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(next + k + i * across), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next + k + i * across), _MM_HINT_T0);
     }
     __m512i r[16];
     load_block<S, true>(lines + k, across, kBlock, r);
