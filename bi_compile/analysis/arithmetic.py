@@ -199,6 +199,14 @@ def samples_first(call: Call) -> Flow:
     return flow
 
 
+def sampled(call: Call) -> Flow:
+    """Images [B, channels, ...] looked up at the places [B, ...] of a grid."""
+    flows = [call.flow(node) for node in call.tensors]
+    if any(axis.dim != 0 for flow in flows for axis in flow.axes):
+        raise Mixes("it looks places up in several samples")
+    return joined([(flow, 1) for flow in flows], 1)
+
+
 def transform(call: Call) -> Flow:
     """Fourier transforms over `dim`."""
     rank = call.rank(call.first)

@@ -31,9 +31,11 @@ class Call:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Every argument given, by its name in the schema."""
-        names = [argument.name for argument in self.node.target._schema.arguments]  # type: ignore[union-attr]
-        return {**dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+        """Every argument by its name in the schema, those left to their defaults included."""
+        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
+        defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+        given = dict(zip([a.name for a in schema], self.node.args, strict=False))
+        return {**defaults, **given, **self.node.kwargs}
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first of these arguments that was given."""

@@ -185,11 +185,29 @@ def index_put(call: Call) -> Flow:
                 return _returned(call, Flow(rest.axes, places), dim, origin, flow)
         if dim in axes:
             _chosen(axes[dim], flow)
-    if own.axes:
-        return Flow(own.axes)
-    if any(call.flow(i).axes for i in given if i is not None) or call.flow(values).axes:
+    if any(call.flow(i).axes for i in given if i is not None):
         raise Unknown("rows of the batch are written where the data say")
-    return Flow()
+    written = _written(call, [d for d, chosen in enumerate(given) if chosen is not None])
+    return joined([(Flow(own.axes), rank), (written, rank)], rank)
+
+
+def _written(call: Call, indexed: list[int]) -> Flow:
+    """Where the batch of the values comes to lie when indices that all samples share name other dims."""
+    values = call.arguments["values"]
+    flow, rank = call.flow(values), call.rank(call.get("self", "x"))
+    if not flow.axes:
+        return Flow()
+    width = max(call.rank(call.arguments["indices"][d]) for d in indexed)
+    in_order = indexed == list(range(indexed[0], indexed[-1] + 1))
+    missing = rank - len(indexed) + width - call.rank(values)
+
+    def place(axis: Axis) -> Axis:
+        dim = axis.dim + missing
+        if not in_order or indexed[0] <= dim < indexed[0] + width:
+            raise Unknown("rows of the batch are written where the data say")
+        return axis.at(dim if dim < indexed[0] else dim - width + len(indexed))
+
+    return flow.move(place)
 
 
 def _is_iota(node: Any) -> bool:

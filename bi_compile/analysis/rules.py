@@ -26,6 +26,11 @@ RULES: dict[str, Rule] = {
         acos acosh asin asinh atan atan2 atanh clamp clamp_max clamp_min copy cos cosh erf erfc erfinv exp
         exp2 expm1 floor_divide fma fmax fmin fmod hypot lgamma log log10 log1p log2 maximum minimum pow relu
         remainder rsqrt sigmoid sin sinh sqrt tan tanh unary binary bucketize
+        digamma i0 igamma igammac polygamma special_airy_ai special_bessel_j0 special_bessel_j1
+        special_bessel_y0 special_bessel_y1 special_erfcx special_i0e special_i1 special_i1e special_log_ndtr
+        special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
+        special_modified_bessel_k1 special_ndtri special_scaled_modified_bessel_k0
+        special_scaled_modified_bessel_k1 special_spherical_bessel_j0 special_zeta
         """,
     ),
     **_family(
@@ -89,7 +94,7 @@ RULES: dict[str, Rule] = {
         arithmetic.samples_first,
         """
         convolution avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices pixel_shuffle
-        pixel_unshuffle channel_shuffle
+        pixel_unshuffle channel_shuffle _upsample_bilinear2d_aa _upsample_bicubic2d_aa
         """,
     ),
     **_family(
@@ -100,6 +105,7 @@ RULES: dict[str, Rule] = {
         """,
     ),
     **_family(arithmetic.count, "bincount histc"),
+    **_family(arithmetic.sampled, "grid_sampler_2d grid_sampler_3d"),
     **_family(arithmetic.transform, "_fft_c2c _fft_c2r _fft_r2c"),
     **_family(
         arithmetic.matrices,
@@ -107,8 +113,8 @@ RULES: dict[str, Rule] = {
         _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky
         cholesky_inverse cholesky_solve geqrf inverse linalg_cholesky_ex linalg_eig linalg_eigvals
         linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq linalg_lu
-        linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_qr linalg_solve_triangular lu_unpack
-        ormqr triangular_solve
+        linalg_pinv linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_qr linalg_solve_triangular
+        lu_unpack ormqr triangular_solve
         """,
     ),
     **_family(indexing.embedding, "embedding"),

@@ -63,6 +63,25 @@ def _dot(x: Tensor, y: Tensor) -> Any:
     return bi.mm(x.unsqueeze(0), y.unsqueeze(1)).reshape(()) if is_floating(x) else NotImplemented
 
 
+@rewrite(aten._trilinear.default)
+def _trilinear(
+    x1: Tensor,
+    weight: Tensor,
+    x2: Tensor,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    sumdim: list[int],
+    unroll_dim: int = 1,
+) -> Any:
+    # nn.Bilinear alone: [R, 1, I, 1] x [1, O, I, J] x [R, 1, 1, J], summed over I and J.
+    if not is_floating(x1) or (expand1, expand2, expand3, sumdim) != ([1, 3], [0], [1, 2], [2, 3]):
+        return NotImplemented
+    outputs, inner, other = weight.shape
+    products = bi.mm(x1, weight.permute(1, 0, 2).reshape(inner, outputs * other))
+    return bi.sum(products.reshape(-1, outputs, other) * x2.unsqueeze(1), [2], False)
+
+
 @rewrite(aten._grouped_mm.default)
 def _grouped_mm(
     a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: torch.dtype | None = None
@@ -73,4 +92,4 @@ def _grouped_mm(
     return bi.grouped_mm(a, b, offs).to(out_dtype or a.dtype)
 
 
-REWRITES = (*_mm, *_bmm, *_addmm, *_baddbmm, *_addbmm, *_mv, *_addmv, *_dot, *_grouped_mm)
+REWRITES = (*_mm, *_bmm, *_addmm, *_baddbmm, *_addbmm, *_mv, *_addmv, *_dot, *_trilinear, *_grouped_mm)

@@ -16,7 +16,7 @@ SAMPLES = 6
 LENGTHS = (LENGTH, 7, 10, 4, 9, LENGTH - 1)
 TOLERANCE = 1.5
 MANY = 33
-"""Samples whose errors are compared: in smaller batches stock products come from kernels with other errors."""
+"""Samples whose errors are compared: with fewer, stock products come from kernels with other errors."""
 
 INVARIANT, REFUSED, VARIES, INACCURATE, FAILED = "invariant", "refused", "varies", "inaccurate", "failed"
 

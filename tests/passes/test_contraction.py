@@ -27,6 +27,11 @@ REWRITTEN = {
         {"bi_compile.bmm"},
     ),
     "linear": (torch.nn.functional.linear, (C, A[:, :5]), {"bi_compile.mm"}),
+    "bilinear": (
+        lambda a, b: torch.nn.functional.bilinear(a, a[:, :6], torch.stack([b, b + 1, b * b])),
+        (A, B),
+        {"bi_compile.mm", "bi_compile.sum"},
+    ),
     "outer": (lambda a: torch.einsum("i,j->ij", a[0], a[1]), (A,), set()),
 }
 LEFT_ALONE = {

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._inductor.utils import fresh_inductor_cache
 
 import bi_compile
 from bi_compile.report import ISOLATED, collect
-from bi_compile.testing import assert_batch_invariant
+from bi_compile.testing import BatchVarianceError, assert_batch_invariant
 
 X = torch.randn(5, 12, 12)
 
@@ -29,11 +30,32 @@ def heads_merged(x):
     return torch.linalg.inv(blocks @ blocks.mT + torch.eye(4)).reshape(x.shape[0], -1)
 
 
+def antialiased(x):
+    return F.interpolate(x[:, None], size=(7, 5), mode="bilinear", antialias=True)
+
+
+def sampled(x):
+    volume = x.reshape(x.shape[0], 1, 3, 4, 12)
+    return F.grid_sample(volume, x[:, :, :6].tanh().reshape(-1, 2, 4, 3, 3), align_corners=False)
+
+
+def exponential(x):
+    return torch.linalg.matrix_exp(x.nan_to_num().clamp(-9, 9) / 12)
+
+
 ISOLATED_OPS = {
+    "matrix exponential": (exponential, "aten.linalg_matrix_exp"),
     "fft twice": (token_mixing, "aten._fft_c2c"),
     "spectral filter": (filtered, "aten._fft_c2r"),
     "determinant": (log_determinant, "aten._linalg_slogdet"),
     "merged with the batch": (heads_merged, "aten.linalg_inv_ex"),
+    "special function": (lambda x: torch.special.zeta(x.abs() + 1.5, x.exp()), "aten.special_zeta"),
+    "pseudo-inverse": (
+        lambda x: torch.linalg.pinv(x.nan_to_num()[:, :, :5]),
+        "aten.linalg_pinv.atol_rtol_tensor",
+    ),
+    "antialiased resize": (antialiased, "aten._upsample_bilinear2d_aa"),
+    "sampling in three dims": (sampled, "aten.grid_sampler_3d"),
 }
 
 
@@ -130,3 +152,9 @@ def test_batch_norm_in_training_is_not_isolated_for_one_sample():
     torch.compiler.reset()
     with pytest.raises(Exception, match=r"no batch-invariant lowering|mixes the samples"):
         torch.compile(torch.nn.BatchNorm1d(12).train(), backend="batch_invariant")(X[:1])
+
+
+def test_stock_matrix_functions_show_the_batch():
+    """The control of the table above: alone in it, stock Fourier transforms and factorisations do not."""
+    with pytest.raises(BatchVarianceError):
+        assert_batch_invariant(exponential, torch.randn(8, 12, 12))

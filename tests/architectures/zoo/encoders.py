@@ -89,7 +89,8 @@ ENCODERS = (
         "ConvBertModel",
         "ConvBertConfig",
         without(ENCODER, embedding_size=60, head_ratio=2, conv_kernel_size=3),
-        "dynamic depthwise convolutions",
+        "dynamic depthwise convolutions, which reach into padding",
+        kind="unmasked",
     ),
     Architecture(
         "squeezebert",
@@ -103,7 +104,8 @@ ENCODERS = (
         "MobileBertModel",
         "MobileBertConfig",
         without(ENCODER, embedding_size=28, intra_bottleneck_size=28, true_hidden_size=28),
-        "bottlenecks, affine norms",
+        "bottlenecks, affine norms; trigrams of embeddings reach into padding",
+        kind="unmasked",
     ),
     Architecture("layoutlm", "LayoutLMModel", "LayoutLMConfig", ENCODER, "boxes as positions"),
     Architecture(
