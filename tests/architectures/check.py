@@ -35,11 +35,13 @@ class Verdict:
 
 
 @torch.inference_mode()
-def check(architecture: Architecture, dtype: str, *, dynamic: bool | None = True) -> Verdict:
+def check(
+    architecture: Architecture, dtype: str, *, dynamic: bool | None = True, device: str = "cpu"
+) -> Verdict:
     """Batches of 1 to 33, padding where there is a mask, nothing left to stock, as close to float64 as it."""
     torch.compiler.reset()
-    model = architecture.build(DTYPES[dtype])
-    inputs = tuple(architecture.samples(SAMPLES, DTYPES[dtype]).values())
+    model = architecture.build(DTYPES[dtype]).to(device)
+    inputs = tuple(x.to(device) for x in architecture.samples(SAMPLES, DTYPES[dtype]).values())
     stock = architecture.call(model)
     with report.collect() as found:
         # fullgraph: code between graphs would run in stock eager mode.
@@ -71,13 +73,12 @@ def check(architecture: Architecture, dtype: str, *, dynamic: bool | None = True
 
 
 @torch.inference_mode()
-def stock_varies(architecture: Architecture, dtype: str) -> bool:
+def stock_varies(architecture: Architecture, dtype: str, *, device: str = "cpu") -> bool:
     """The control: whether stock eager PyTorch changes bits on the same batches."""
-    stock = architecture.call(architecture.build(DTYPES[dtype]))
+    stock = architecture.call(architecture.build(DTYPES[dtype]).to(device))
+    inputs = (x.to(device) for x in architecture.samples(SAMPLES, DTYPES[dtype]).values())
     try:
-        assert_batch_invariant(
-            stock, *architecture.samples(SAMPLES, DTYPES[dtype]).values(), trials=1, seed=1
-        )
+        assert_batch_invariant(stock, *inputs, trials=1, seed=1)
     except BatchVarianceError:
         return True
     return False

@@ -1,0 +1,167 @@
+"""Row reductions, softmax and norms on a CUDA device: the bits of the CPU's oracle, in any batch."""
+
+import pytest
+import torch
+
+from bi_compile.templates import normalization, reduction, softmax
+from bi_compile.templates.normalization import oracle as normalization_oracle
+from bi_compile.templates.pointwise import contract as pointwise
+from bi_compile.templates.reduction import oracle
+from bi_compile.templates.softmax import oracle as softmax_oracle
+from tests.bits import assert_same_bits, same_bits
+from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, data
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+LENGTHS = (1, 2, 31, 33, 384, 1023, 1025, 4096, 5000)
+SIZES = (1, 2, 3, 4, 7, 8, 16, 33)
+
+
+def device_function(name: str):
+    """exp or log as the device computes it, for an oracle on the CPU."""
+    return lambda x: pointwise.unary(x.cuda(), name).cpu()
+
+
+exp, log = device_function("exp"), device_function("log")
+
+# Exact and rounding operations alone: the device has the CPU's bits.
+OPS = {
+    "sum": (reduction.sum, oracle.sum),
+    "mean": (reduction.mean, oracle.mean),
+    "prod": (reduction.prod, oracle.prod),
+    "amax": (reduction.amax, oracle.amax),
+    "amin": (reduction.amin, oracle.amin),
+    "argmax": (reduction.argmax, oracle.argmax),
+    "argmin": (reduction.argmin, oracle.argmin),
+    "var": (reduction.var, oracle.var),
+    "mean of var_mean": (lambda x, *a: reduction.var_mean(x, *a)[1], oracle.mean),
+    "logsumexp": (reduction.logsumexp, lambda rows: oracle.logsumexp(rows, exp, log)),
+    **{
+        f"norm {p}": (
+            lambda x, dims=(), p=p: reduction.norm(x, p, dims),
+            lambda rows, p=p: oracle.norm(rows, p),
+        )
+        for p in (0.0, 1.0, 2.0, float("inf"), -float("inf"))
+    },
+}
+
+
+def sample(name: str, *shape: int, dtype: torch.dtype, specials: bool = True) -> torch.Tensor:
+    x = data(*shape, dtype=dtype, specials=specials)
+    if name == "prod":
+        return (1 + x.sign() * (x.abs() % 0.4)).to(dtype)
+    return x / 64 if name == "logsumexp" else x
+
+
+def check(name: str, x: torch.Tensor, dims=()) -> None:
+    op, by_hand = OPS[name]
+    expected = by_hand(oracle.as_rows(x, dims))
+    if expected.dtype != torch.int64:
+        expected = oracle.rounded(expected, x.dtype)
+    on_device = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x)
+    assert_same_bits(op(on_device, dims).cpu(), expected, f"{name} of {tuple(x.shape)} over {dims}")
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_the_bits_of_the_cpu(name, dtype):
+    for n in LENGTHS:
+        check(name, sample(name, 3, n, dtype=dtype), (1,))
+    check(name, sample(name, 1200, 37, dtype=dtype), (0,))
+    check(name, sample(name, 2, 30, 5, dtype=dtype), (0, 2))
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "prod", "amax", "argmax", "var", "logsumexp"])
+def test_long_rows(name):
+    check(name, sample(name, 1_200_001, dtype=torch.float32))
+    check(name, sample(name, 2, 300_000, dtype=torch.bfloat16), (1,))
+    check(name, sample(name, 70_000, 40, dtype=torch.float32), (0,))
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_any_layout(layout):
+    for dims in ((0,), (1,), (2,), (0, 2), ()):
+        check("sum", LAYOUTS[layout](sample("sum", 3, 340, 5, dtype=torch.float32)), dims)
+
+
+def row_ops(w: torch.Tensor, b: torch.Tensor) -> dict:
+    return {
+        "sum": lambda x: reduction.sum(x, (1,)),
+        "logsumexp": lambda x: reduction.logsumexp(x / 256, (1,)),
+        "softmax": lambda x: softmax.softmax(x / 256, 1),
+        "log_softmax": lambda x: softmax.log_softmax(x / 256, 1),
+        "layer_norm": lambda x: normalization.layer_norm(x, w.shape, w, b)[0],
+        "rms_norm": lambda x: normalization.rms_norm(x, w.shape, w)[0],
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_is_the_same_alone_and_among_any_neighbours(dtype):
+    for n in (7, 384, 1500, 4096, 100_000):
+        rows = sample("sum", 6, n, dtype=dtype, specials=False).cuda()
+        w, b = torch.randn(n, device="cuda").to(dtype), torch.randn(n, device="cuda").to(dtype)
+        ops = row_ops(w, b)
+        for name, op in ops.items():
+            alone = [op(rows[i : i + 1]) for i in range(6)]
+            for size in (*SIZES, 300):
+                for value in NEIGHBOURS:
+                    x = torch.full((size, n), value, dtype=dtype, device="cuda")
+                    x[size // 2] = rows[size % 6]
+                    assert_same_bits(op(x)[size // 2], alone[size % 6][0], f"{name} {n} {size} {value}")
+
+
+def test_stock_pytorch_fails_the_same_check():
+    x = data(33, 100_000, dtype=torch.float32).cuda()
+    found = [same_bits(x.sum(1)[i], x[i : i + 1].sum(1)[0]) for i in range(33)]
+    assert not all(found)
+
+
+@EACH_DTYPE
+def test_softmax_is_its_operations_one_by_one(dtype):
+    for n in LENGTHS:
+        x = (data(5, n, dtype=dtype, specials=True).double() / 256).to(dtype)
+        for y, dim in ((x, 1), (x.t().contiguous(), 0)):
+            assert_same_bits(
+                softmax.softmax(y.cuda(), dim).cpu(), softmax_oracle.softmax(y, dim, exp), f"{n}"
+            )
+            found = softmax.log_softmax(y.cuda(), dim).cpu()
+            assert_same_bits(found, softmax_oracle.log_softmax(y, dim, exp, log), f"log {n}")
+
+
+def test_softmax_of_long_rows():
+    x = data(2, 300_000, dtype=torch.float32) / 256
+    assert_same_bits(softmax.softmax(x.cuda(), 1).cpu(), softmax_oracle.softmax(x, 1, exp))
+
+
+@EACH_DTYPE
+def test_norms_are_the_cpus(dtype):
+    for shape, rank in (*(((3, n), 1) for n in LENGTHS), ((2, 3, 33), 2), ((2, 70_000), 1)):
+        x = data(*shape, dtype=dtype, specials=True)
+        own = x.shape[x.dim() - rank :]
+        w, b = torch.randn(own).to(dtype), torch.randn(own).to(dtype)
+        for found, expected in (
+            (
+                normalization.layer_norm(x.cuda(), own, w.cuda(), b.cuda()),
+                normalization_oracle.layer_norm(x, own, w, b),
+            ),
+            (normalization.rms_norm(x.cuda(), own, w.cuda()), normalization_oracle.rms_norm(x, own, w)),
+        ):
+            for f, e in zip(found, expected, strict=True):
+                assert_same_bits(f.cpu(), oracle.rounded(e, f.dtype), f"{shape}")
+
+
+@pytest.mark.parametrize("name", ["exp", "erf", "tanh", "sigmoid", "rsqrt", "log1p", "sin", "pow"])
+def test_a_function_has_one_value_wherever_it_is_computed(name):
+    x = torch.randn(10_001, device="cuda").abs() + 0.1
+    y = torch.randn(10_001, device="cuda")
+    eager = pointwise.binary(x, y, name) if name == "pow" else pointwise.unary(x, name)
+    torch.compiler.reset()
+    function = {"rsqrt": torch.rsqrt, "pow": torch.pow}.get(name) or getattr(torch, name)
+
+    def fused(x, y):
+        f = function(x, y) if name == "pow" else function(x)
+        return f, f * y + x / 3.0
+
+    f, more = torch.compile(fused, backend="batch_invariant")(x, y)
+    assert_same_bits(f, eager)
+    assert_same_bits(more, eager * y + x / torch.full_like(x, 3.0))
+    torch.testing.assert_close(f, fused(x.double(), y.double())[0].float(), rtol=1e-5, atol=1e-6)
