@@ -17,6 +17,7 @@ def canonical_codegen() -> Iterator[None]:
     depend on whether a fused kernel happened to vectorise. In Triton, its quotients are approximate and
     some functions are not those of eager calls.
     """
+    from torch._inductor import lowering
     from torch._inductor.codegen import cpp, triton
 
     with ExitStack() as stack:
@@ -27,6 +28,8 @@ def canonical_codegen() -> Iterator[None]:
             code = _triton_code(name, arguments)
             stack.enter_context(mock.patch.object(kernels, name, staticmethod(code)))
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
+        # On other devices than the CPU it multiplies with the reciprocal of a divisor that it knows.
+        stack.enter_context(mock.patch.object(lowering, "get_constant_value", return_value=None))
         for name, (arguments, expression) in expressions().items():
             vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
             vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
