@@ -61,6 +61,9 @@ ATTENTION_KV_BLOCK = 64
 ATTENTION_KV_SPLIT = 1024
 """Keys of one split. A split has its own maximum, sum and accumulator; splits are merged in order."""
 
+ATTENTION_GPU_KV_SPLIT = 512
+"""The same on CUDA devices, where splits are also what a single query is shared out by."""
+
 
 def tree_levels(leaves: int) -> int:
     """Depth of the balanced tree over `leaves` chunk sums anchored at chunk 0.

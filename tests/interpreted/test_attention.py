@@ -15,6 +15,7 @@ from tests.interpreted.compiled import run_compiled
 from bi_compile.errors import UnsupportedDtypeError  # isort: skip
 from bi_compile.templates.attention import gpu, gpu_oracle  # isort: skip
 
+EXP2 = interpreter.numpy_function("exp2")
 NAN, INF = float("nan"), float("inf")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -62,7 +63,7 @@ def masks(batch, queries, keys, seed=1):
 
 def check(q, k, v, mask=None, is_causal=False, softcap=0.0):
     found, lse = gpu.attention(q, k, v, mask, is_causal, 0.3, softcap)
-    expected, expected_lse = gpu_oracle.attention(q, k, v, mask, is_causal, 0.3, softcap)
+    expected, expected_lse = gpu_oracle.attention(q, k, v, mask, is_causal, 0.3, softcap, EXP2)
     assert_same_bits(found.contiguous(), expected.contiguous(), "output")
     torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=1e-6)
     return found
@@ -76,12 +77,14 @@ def test_the_oracle_in_each_dtype(dtype):
 
 @pytest.mark.parametrize("name", ["boolean", "added", "infinite", "shared", "nothing"])
 def test_masks(name):
-    q, k, v = inputs(2, 2, 1, 3, 70, 16, 16)
-    check(q, k, v, masks(2, 3, 70)[name])
+    for dtype in (FP32, BF16):
+        q, k, v = inputs(2, 2, 1, 3, 70, 16, 16, dtype)
+        check(q, k, v, masks(2, 3, 70)[name])
 
 
-def test_softcap_and_strides():
-    q, k, v = inputs(1, 2, 2, 3, 40, 16, 16)
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_softcap_and_strides(dtype):
+    q, k, v = inputs(1, 2, 2, 3, 40, 16, 16, dtype)
     check(q, k.transpose(2, 3).contiguous().transpose(2, 3), v, is_causal=True, softcap=2.0)
 
 

@@ -1,12 +1,13 @@
 """`bi_compile::attention` on CUDA devices: which tile, and whether splits are walked in parallel."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 
 from bi_compile.errors import UnsupportedDtypeError
-from bi_compile.numerics import ATTENTION_KV_SPLIT
+from bi_compile.numerics import ATTENTION_GPU_KV_SPLIT
 from bi_compile.templates.attention.gpu_kernels import attend, merge_splits
 from bi_compile.templates.gpu.device import COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
@@ -29,18 +30,28 @@ class Tile:
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if rows <= 16:
-            return cls(16, 4, 2)
+            return cls(16, 4, 3 if dims <= 128 else 2)
         if dims > 128:
             return cls(32, 8, 2)
         if masked:
-            return cls(64, 8, 2)
+            return cls(64, 8, 3)
         if rows <= 64:
-            return cls(64, 4 if dims <= 64 else 8, 2)
-        return cls(128, 8, 2)
+            return cls(64, 4 if dims <= 64 else 8, 3)
+        return cls(128, 8, 3)
 
 
 def _multiprocessors(x: torch.Tensor) -> int:
     return processor(x.device.index or 0).multiprocessors if x.device.type == "cuda" else 1
+
+
+def _widened(mask: torch.Tensor) -> torch.Tensor:
+    """A boolean mask as 16-bit numbers; broadcast dims stay so.
+
+    Triton permutes the inner dim of a product by the narrowest load behind its operands: bytes of a mask
+    would give the weights, that depend on it, another order of summation than they have without a mask.
+    """
+    once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
+    return once.to(torch.int16).expand(mask.shape)
 
 
 @implements("attention")
@@ -66,18 +77,23 @@ def attention(
     # Tensor cores multiply at least 16 columns.
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
     tile = Tile.choose(rows, max(dims, value_dims), q.dtype, mask is not None)
-    tiles, splits = triton.cdiv(rows, tile.rows), triton.cdiv(keys, ATTENTION_KV_SPLIT)
+    tiles, splits = triton.cdiv(rows, tile.rows), triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
     parallel = splits > 1 and tiles * batch * kv_heads < 2 * _multiprocessors(q)
     parts = states = lse
     if parallel:
         shape = (batch * kv_heads, splits, rows)
         parts = torch.empty(*shape, value_size, dtype=torch.float32, device=q.device)
         states = torch.empty(3, *shape, dtype=torch.float32, device=q.device)
+    binary = q.dtype != torch.float32
+    if binary and not softcap:
+        scale = scale * math.log2(math.e)
     kind, mask_strides, lowest = 0, (0, 0, 0, 0), 0.0
     if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = _widened(mask)
         mask = mask.expand(batch, heads, queries, keys)
         mask_strides = mask.stride()
-        kind = 1 if mask.dtype == torch.bool else 2
+        kind = 1 if mask.dtype == torch.int16 else 2
         lowest = 0.0 if kind == 1 else torch.finfo(mask.dtype).min
     # Without masked keys no weight of 0 may be taken for one.
     flagged = kind > 0 or (is_causal and queries > 1)
@@ -92,7 +108,8 @@ def attention(
             queries, keys, heads, kv_heads, splits, tiles, scale, softcap, lowest,
             *q.stride(), *k.stride(), *v.stride(), *mask_strides,
             SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block_m,
-            CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal, PARALLEL=parallel, ONE_SPLIT=splits == 1,
+            BINARY=binary, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal, PARALLEL=parallel,
+            ONE_SPLIT=splits == 1,
             FLAGGED=flagged,
             FLAGGED_M=tile.rows, CAREFUL=careful, num_warps=warps, num_stages=stages, **COMPILATION,
         )  # fmt: skip
@@ -104,6 +121,7 @@ def attention(
         block = 1 if rows < 16 else 4
         merge_splits[(triton.cdiv(rows, block), batch * kv_heads)](
             parts, states, out, lse, queries, keys, heads, kv_heads, splits,
-            VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, **COMPILATION,
+            VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
+            **COMPILATION,
         )  # fmt: skip
     return out.transpose(1, 2), lse

@@ -8,11 +8,11 @@ dim whatever the tile (docs/gpu-order.md), and the sum of a block's weights is a
 import triton
 import triton.language as tl
 
-from bi_compile.numerics import ATTENTION_KV_BLOCK, ATTENTION_KV_SPLIT
+from bi_compile.numerics import ATTENTION_GPU_KV_SPLIT, ATTENTION_KV_BLOCK
 from bi_compile.templates.gpu import functions
 
 BLOCK = tl.constexpr(ATTENTION_KV_BLOCK)
-SPLIT = tl.constexpr(ATTENTION_KV_SPLIT)
+SPLIT = tl.constexpr(ATTENTION_GPU_KV_SPLIT)
 BOOLEAN = tl.constexpr(1)
 ADDITIVE = tl.constexpr(2)
 """Kinds of a mask; 0 is none."""
@@ -48,6 +48,15 @@ def exp(x):
     q = tl.fma(q, r, 1.0)
     power = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
     return tl.where(x < -87.0, 0.0, q * power)
+
+
+@triton.jit
+def power(x, BINARY: tl.constexpr):
+    """exp of x <= 0 or NaN. BINARY: 2 to the power of x, by the instruction; exactly 1 at 0, too."""
+    if BINARY:
+        return tl.exp2(x)
+    else:
+        return exp(x)
 
 
 @triton.jit
@@ -99,7 +108,8 @@ def _unwanted(p, counts, v, out):
 def _walk(
     q, keys_at, values_at, mask_rows, maximum, total, out, seen, begin, end, row_there, query, keys,
     k_stride, v_stride, mask_stride, scale, softcap, lowest, key_dims, value_dims,
-    CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, EDGE: tl.constexpr, EVEN: tl.constexpr,
+    BINARY: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr, EVEN: tl.constexpr,
     CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """The blocks of keys from begin to end, taken into a split's state.
@@ -123,23 +133,27 @@ def _walk(
         scores = tl.dot(q, k, input_precision="ieee") * scale
         if CAPPED:
             scores = tanh(functions.divide(scores, tl.zeros_like(scores) + softcap)) * softcap
+            if BINARY:
+                scores = scores * _LOG2_E
         visible = row_there[:, None] & there[None, :]
         if CAUSAL:
             visible = visible & (first + key[None, :] <= query[:, None])
         attended = visible
         if MASK == BOOLEAN:
-            attended = visible & tl.load(mask_at, mask=visible, other=0).to(tl.int1)
+            attended = visible & tl.load(mask_at, mask=visible, other=0) != 0
             scores = tl.where(attended, scores, -float("inf"))
         elif MASK == ADDITIVE:
             add = tl.load(mask_at, mask=visible, other=-float("inf")).to(tl.float32)
             attended = visible & (add > lowest)
-            scores = tl.where(add <= lowest, add, scores + add)
+            # Not a number of binary digits where it is the lowest: it would overflow.
+            added = scores + (add * _LOG2_E if BINARY else add)
+            scores = tl.where(add <= lowest, add, added)
         if EDGE:
             scores = tl.where(visible, scores, -float("inf"))
         now = tl.maximum(maximum, tl.max(scores, 1))
         base = _finite(now)
-        alpha = exp(maximum - base)
-        p = exp(scores - base[:, None])
+        alpha = power(maximum - base, BINARY)
+        p = power(scores - base[:, None], BINARY)
         maximum = now
         total = tl.fma(total, alpha, _row_sum(p))
         if EDGE or not EVEN:
@@ -159,11 +173,13 @@ def _walk(
 
 
 @triton.jit
-def _merge(maximum, total, out, seen, other_maximum, other_total, other_out, other_seen):
+def _merge(
+    maximum, total, out, seen, other_maximum, other_total, other_out, other_seen, BINARY: tl.constexpr
+):
     """Two splits, in this order. What is weighted by 0 leaves nothing where only masked keys were met."""
     now = tl.maximum(maximum, other_maximum)
     base = _finite(now)
-    a, c = exp(maximum - base), exp(other_maximum - base)
+    a, c = power(maximum - base, BINARY), power(other_maximum - base, BINARY)
     left = tl.where(((a == 0) & (seen == 0))[:, None], 0.0, out)
     right = tl.where(((c == 0) & (other_seen == 0))[:, None], 0.0, other_out)
     out = tl.fma(left, tl.broadcast_to(a[:, None], out.shape), right * c[:, None])
@@ -171,12 +187,15 @@ def _merge(maximum, total, out, seen, other_maximum, other_total, other_out, oth
 
 
 @triton.jit
-def _store(out_at, lse_at, maximum, total, out, row_there, value_dims):
+def _store(out_at, lse_at, maximum, total, out, row_there, value_dims, BINARY: tl.constexpr):
     inverse = tl.where(total == 0, 0.0, functions.divide(tl.full(total.shape, 1.0, tl.float32), total))
     # Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
     result = functions.rounded(out * inverse[:, None] + 0.0, out_at.dtype.element_ty)
     tl.store(out_at, result, mask=row_there[:, None] & value_dims[None, :])
-    wide = maximum.to(tl.float64) + functions.log(total.to(tl.float64))
+    natural = maximum.to(tl.float64)
+    if BINARY:
+        natural = natural * 0.6931471805599453
+    wide = natural + functions.log(total.to(tl.float64))
     lse = tl.where(total == 0, -float("inf"), wide.to(tl.float32))
     tl.store(lse_at, functions.rounded(lse, tl.float32), mask=row_there)
 
@@ -188,7 +207,8 @@ def attend(
     q_batch, q_head, q_row, q_dim, k_batch, k_head, k_row, k_dim, v_batch, v_head, v_row, v_dim,
     mask_batch, mask_head, mask_row, mask_key,
     SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DIMS: tl.constexpr, VALUE_DIMS: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr, CAPPED: tl.constexpr,
+    MASK: tl.constexpr,
     CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
     ONE_SPLIT: tl.constexpr, FLAGGED: tl.constexpr, FLAGGED_M: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
@@ -252,20 +272,23 @@ def attend(
             maximum, total, part, seen = _walk(
                 tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, begin, end, row_there,
                 query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, CAPPED, MASK,
+                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
+                MASK,
                 CAUSAL, True, EVEN, True,
             )  # fmt: skip
         else:
             maximum, total, part, seen = _walk(
                 tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, begin, inner, row_there,
                 query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, CAPPED, MASK,
+                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
+                MASK,
                 False, False, EVEN, False,
             )  # fmt: skip
             maximum, total, part, seen = _walk(
                 tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, inner, end, row_there,
                 query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, CAPPED, MASK,
+                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
+                MASK,
                 CAUSAL, True, EVEN, False,
             )  # fmt: skip
         if PARALLEL or ONE_SPLIT:
@@ -273,7 +296,7 @@ def attend(
             total_maximum, total_sum, total_out, total_seen = maximum, total, part, seen
         else:
             total_maximum, total_sum, total_out, total_seen = _merge(
-                total_maximum, total_sum, total_out, total_seen, maximum, total, part, seen
+                total_maximum, total_sum, total_out, total_seen, maximum, total, part, seen, BINARY
             )
     if FLAGGED and not CAREFUL:
         # A weight of 0 may have met a NaN or an infinity; the sums of an infinity too far are NaN by now.
@@ -291,13 +314,14 @@ def attend(
         place = (batch * queries + query) * heads + own_head
         out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
         lse_at = lse + (batch * heads + own_head) * queries + query
-        _store(out_at, lse_at, total_maximum, total_sum, total_out, row_there, value_dims)
+        _store(out_at, lse_at, total_maximum, total_sum, total_out, row_there, value_dims, BINARY)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "kv_heads", "splits"])
 def merge_splits(
     parts, states, out, lse, queries, keys, heads, kv_heads, splits,
     VALUE_SIZE: tl.constexpr, VALUE_DIMS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+    BINARY: tl.constexpr,
 ):  # fmt: skip
     """The states of all splits, in order."""
     head = tl.program_id(1)
@@ -322,9 +346,9 @@ def merge_splits(
         part_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
         part = tl.load(part_at, mask=row_there[:, None] & value_dims[None, :], other=0.0)
         maximum, total, merged, seen = _merge(
-            maximum, total, merged, seen, other_maximum, other_total, part, other_seen
+            maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY
         )
     place = (batch * queries + query) * heads + own_head
     out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
     lse_at = lse + (batch * heads + own_head) * queries + query
-    _store(out_at, lse_at, maximum, total, merged, row_there, value_dims)
+    _store(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY)

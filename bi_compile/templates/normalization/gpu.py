@@ -1,7 +1,8 @@
 """layer_norm and rms_norm on CUDA devices: sums by templates/gpu/row_tree, every operation rounded.
 
-A program reads its rows again for each sum and for the result, from the cache. Rows longer than a program
-takes go through the kernels of the reductions and one for the result.
+A program keeps its rows in registers or, where they are too long for it, reads them again from the cache for
+each sum and for the result. Rows longer than a program takes go through the kernels of the reductions and
+one for the result.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def _normalize(
     x, weight, bias, out, means, rstds, rows, n, length: tl.float64, eps: tl.float64,
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, KEPT: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -60,7 +61,42 @@ def _normalize(
     dtype: tl.constexpr = functions.widened(tl.zeros((1,), x.dtype.element_ty)).dtype
     of_length = tl.full((ROWS,), length, dtype)
     mean = tl.zeros((ROWS,), dtype)
-    if CENTRED:
+    if KEPT:
+        # The rows stay in registers: read once.
+        values = ()
+        for turn in tl.static_range(STEPS):
+            i = first + turn * row_tree.LANES
+            at = begin + row_tree.element_offset(
+                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+            )
+            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+            values = values + (value,)  # noqa: RUF005  (all that Triton knows)
+        if CENTRED:
+            lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
+            for turn in tl.static_range(STEPS):
+                lanes += values[turn]
+            mean = functions.divide(row_tree.fold(lanes), of_length)
+        lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
+        for turn in tl.static_range(STEPS):
+            d = _centred(values[turn], mean[:, None, None], CENTRED)
+            lanes += tl.where(first + turn * row_tree.LANES < n, d * d, 0.0)
+        rstd = _rstd(row_tree.fold(lanes), of_length, tl.full((ROWS,), eps, dtype))
+        for turn in tl.static_range(STEPS):
+            i = first + turn * row_tree.LANES
+            y = _centred(values[turn], mean[:, None, None], CENTRED) * rstd[:, None, None]
+            y = _affine(y, weight, bias, i, i < n, WEIGHT, BIAS)
+            tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
+    else:
+        if CENTRED:
+            lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
+            for step in range(0, STEPS, UNROLL):
+                for turn in tl.static_range(UNROLL):
+                    i = first + (step + turn) * row_tree.LANES
+                    at = begin + row_tree.element_offset(
+                        i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+                    )
+                    lanes += functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+            mean = functions.divide(row_tree.fold(lanes), of_length)
         lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
         for step in range(0, STEPS, UNROLL):
             for turn in tl.static_range(UNROLL):
@@ -68,30 +104,20 @@ def _normalize(
                 at = begin + row_tree.element_offset(
                     i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
                 )
-                lanes += functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-        mean = functions.divide(row_tree.fold(lanes), of_length)
-    wide_mean = mean[:, None, None]
-    lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-    for step in range(0, STEPS, UNROLL):
-        for turn in tl.static_range(UNROLL):
-            i = first + (step + turn) * row_tree.LANES
-            at = begin + row_tree.element_offset(
-                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-            )
-            d = _centred(functions.widened(tl.load(at, mask=there & (i < n), other=0.0)), wide_mean, CENTRED)
-            lanes += tl.where(i < n, d * d, 0.0)
-    rstd = _rstd(row_tree.fold(lanes), of_length, tl.full((ROWS,), eps, dtype))
-    wide_rstd = rstd[:, None, None]
-    for step in range(0, STEPS, UNROLL):
-        for turn in tl.static_range(UNROLL):
-            i = first + (step + turn) * row_tree.LANES
-            at = begin + row_tree.element_offset(
-                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-            )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-            y = _centred(value, wide_mean, CENTRED) * wide_rstd
-            y = _affine(y, weight, bias, i, i < n, WEIGHT, BIAS)
-            tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
+                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+                d = _centred(value, mean[:, None, None], CENTRED)
+                lanes += tl.where(i < n, d * d, 0.0)
+        rstd = _rstd(row_tree.fold(lanes), of_length, tl.full((ROWS,), eps, dtype))
+        for step in range(0, STEPS, UNROLL):
+            for turn in tl.static_range(UNROLL):
+                i = first + (step + turn) * row_tree.LANES
+                at = begin + row_tree.element_offset(
+                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+                )
+                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+                y = _centred(value, mean[:, None, None], CENTRED) * rstd[:, None, None]
+                y = _affine(y, weight, bias, i, i < n, WEIGHT, BIAS)
+                tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
     if CENTRED:
         tl.store(means + row, functions.rounded(mean, means.dtype.element_ty), mask=row < rows)
     tl.store(rstds + row, functions.rounded(rstd, rstds.dtype.element_ty), mask=row < rows)
@@ -166,7 +192,7 @@ def _normalized(
     _normalize[(triton.cdiv(view.rows, blocks.ROWS),)](
         view.x, out if weight is None else weight, out if bias is None else bias, out, means, rstds,
         view.rows, view.n, float(view.n), eps, CENTRED=centred, WEIGHT=weight is not None, BIAS=bias is not
-        None, **view.arguments(), **blocks.arguments(), **COMPILATION,
+        None, KEPT=blocks.kept, **view.arguments(), **blocks.arguments(), **COMPILATION,
     )  # fmt: skip
     return out, means, rstds
 

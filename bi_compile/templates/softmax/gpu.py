@@ -1,7 +1,7 @@
 """softmax and log_softmax on CUDA devices: maximum, sum by the tree of templates/gpu/row_tree, quotient.
 
-A program reads its rows three times, the second and third time from the cache. Rows longer than a program
-takes go through the kernels of the reductions and one for the quotients.
+A program keeps its rows in registers or, where they are too long for it, reads them again from the cache.
+Rows longer than a program takes go through the kernels of the reductions and one for the quotients.
 """
 
 import torch
@@ -33,6 +33,7 @@ def _softmax(
     x, out, rows, n, out_outer, out_inner,
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     LOG: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    KEPT: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The row (a, b) of `out` begins at a * out_outer + b; its elements are out_inner apart."""
@@ -45,39 +46,66 @@ def _softmax(
     dtype: tl.constexpr = functions.widened(tl.zeros((1,), x.dtype.element_ty)).dtype
     # The sign of a zero maximum and a NaN that is passed over do not matter: the sum meets the NaN itself.
     largest = tl.full((ROWS, CHUNKS, row_tree.LANES), -float("inf"), dtype)
-    for step in range(0, STEPS, UNROLL):
-        for turn in tl.static_range(UNROLL):
-            i = first + (step + turn) * row_tree.LANES
-            at = begin + row_tree.element_offset(
-                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-            )
-            value = tl.load(at, mask=there & (i < n), other=-float("inf"))
-            largest = tl.maximum(largest, functions.widened(value))
-    maximum = tl.max(tl.max(largest, 2), 1)[:, None, None]
     lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-    for step in range(0, STEPS, UNROLL):
-        for turn in tl.static_range(UNROLL):
-            i = first + (step + turn) * row_tree.LANES
+    if KEPT:
+        # The rows stay in registers: read once.
+        values = ()
+        for turn in tl.static_range(STEPS):
+            i = first + turn * row_tree.LANES
             at = begin + row_tree.element_offset(
                 i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
             )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-            lanes += tl.where(i < n, functions.exp(value - maximum), 0.0)
-    total = row_tree.fold(lanes)
-    if LOG:
-        total = functions.log(total)
-    total = total[:, None, None]
-    for step in range(0, STEPS, UNROLL):
-        for turn in tl.static_range(UNROLL):
-            i = first + (step + turn) * row_tree.LANES
-            at = begin + row_tree.element_offset(
-                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+            value = functions.widened(tl.load(at, mask=there & (i < n), other=-float("inf")))
+            values = values + (value,)  # noqa: RUF005  (all that Triton knows)
+            largest = tl.maximum(largest, value)
+        maximum = tl.max(tl.max(largest, 2), 1)[:, None, None]
+        for turn in tl.static_range(STEPS):
+            lanes += tl.where(first + turn * row_tree.LANES < n, functions.exp(values[turn] - maximum), 0.0)
+        total = row_tree.fold(lanes)
+        if LOG:
+            total = functions.log(total)
+        for turn in tl.static_range(STEPS):
+            i = first + turn * row_tree.LANES
+            result = functions.rounded(
+                _quotient(values[turn], maximum, total[:, None, None], LOG), out.dtype.element_ty
             )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-            result = functions.rounded(_quotient(value, maximum, total, LOG), out.dtype.element_ty)
             if WIDE:
                 i = i.to(tl.int64)
             tl.store(target + i * out_inner, result, mask=there & (i < n))
+    else:
+        for step in range(0, STEPS, UNROLL):
+            for turn in tl.static_range(UNROLL):
+                i = first + (step + turn) * row_tree.LANES
+                at = begin + row_tree.element_offset(
+                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+                )
+                value = tl.load(at, mask=there & (i < n), other=-float("inf"))
+                largest = tl.maximum(largest, functions.widened(value))
+        maximum = tl.max(tl.max(largest, 2), 1)[:, None, None]
+        for step in range(0, STEPS, UNROLL):
+            for turn in tl.static_range(UNROLL):
+                i = first + (step + turn) * row_tree.LANES
+                at = begin + row_tree.element_offset(
+                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+                )
+                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+                lanes += tl.where(i < n, functions.exp(value - maximum), 0.0)
+        total = row_tree.fold(lanes)
+        if LOG:
+            total = functions.log(total)
+        for step in range(0, STEPS, UNROLL):
+            for turn in tl.static_range(UNROLL):
+                i = first + (step + turn) * row_tree.LANES
+                at = begin + row_tree.element_offset(
+                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+                )
+                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+                result = functions.rounded(
+                    _quotient(value, maximum, total[:, None, None], LOG), out.dtype.element_ty
+                )
+                if WIDE:
+                    i = i.to(tl.int64)
+                tl.store(target + i * out_inner, result, mask=there & (i < n))
 
 
 @triton.jit
@@ -123,7 +151,7 @@ def _softmax_over(x: torch.Tensor, dim: int, log: bool) -> torch.Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _softmax[(triton.cdiv(view.rows, blocks.ROWS),)](
         view.x, out, view.rows, view.n, view.n * out.stride(dim), out.stride(dim), LOG=log,
-        **view.arguments(), **blocks.arguments(), **COMPILATION,
+        KEPT=blocks.kept, **view.arguments(), **blocks.arguments(), **COMPILATION,
     )  # fmt: skip
     return out.view(shape)
 
