@@ -31,11 +31,21 @@ def _centred(x, mean, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def _affine(y, weight, bias, i, there, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+def _parameter(p, i, n, row, GIVEN: tl.constexpr):
+    """The weights or biases of elements i, for every row: of the shape of the rows, or they change layout."""
+    if GIVEN:
+        i = i + tl.zeros_like(row)[:, None, None]
+        return tl.load(p + i, mask=i < n, other=0.0)
+    else:
+        return 0.0
+
+
+@triton.jit
+def _affine(y, weight, bias, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
     if WEIGHT:
-        y = y * tl.load(weight + i, mask=there, other=0.0).to(y.dtype)
+        y = y * weight.to(y.dtype)
     if BIAS:
-        y = y + tl.load(bias + i, mask=there, other=0.0).to(y.dtype)
+        y = y + bias.to(y.dtype)
     return y
 
 
@@ -63,7 +73,7 @@ def _normalize(
     mean = tl.zeros((ROWS,), dtype)
     if KEPT:
         # The rows stay in registers: read once.
-        values = ()
+        values, weights, biases = (), (), ()
         for turn in tl.static_range(STEPS):
             i = first + turn * row_tree.LANES
             at = begin + row_tree.element_offset(
@@ -71,6 +81,9 @@ def _normalize(
             )
             value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
             values = values + (value,)  # noqa: RUF005  (all that Triton knows)
+            # With the elements, not when they are wanted: they would be waited for then.
+            weights = weights + (_parameter(weight, i, n, row, WEIGHT),)  # noqa: RUF005
+            biases = biases + (_parameter(bias, i, n, row, BIAS),)  # noqa: RUF005
         if CENTRED:
             lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
             for turn in tl.static_range(STEPS):
@@ -84,7 +97,7 @@ def _normalize(
         for turn in tl.static_range(STEPS):
             i = first + turn * row_tree.LANES
             y = _centred(values[turn], mean[:, None, None], CENTRED) * rstd[:, None, None]
-            y = _affine(y, weight, bias, i, i < n, WEIGHT, BIAS)
+            y = _affine(y, weights[turn], biases[turn], WEIGHT, BIAS)
             tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
     else:
         if CENTRED:
@@ -116,7 +129,8 @@ def _normalize(
                 )
                 value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
                 y = _centred(value, mean[:, None, None], CENTRED) * rstd[:, None, None]
-                y = _affine(y, weight, bias, i, i < n, WEIGHT, BIAS)
+                scale, shift = _parameter(weight, i, n, row, WEIGHT), _parameter(bias, i, n, row, BIAS)
+                y = _affine(y, scale, shift, WEIGHT, BIAS)
                 tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
     if CENTRED:
         tl.store(means + row, functions.rounded(mean, means.dtype.element_ty), mask=row < rows)
@@ -137,7 +151,10 @@ def _apply(
     rstd = _rstd(total, tl.full((1,), length, dtype), tl.full((1,), eps, dtype))
     value = functions.widened(tl.load(x + row * n + i, mask=there, other=0.0))
     mean = tl.load(means + row) if CENTRED else 0.0
-    y = _affine(_centred(value, mean, CENTRED) * rstd, weight, bias, i, there, WEIGHT, BIAS)
+    y = _centred(value, mean, CENTRED) * rstd
+    scale = tl.load(weight + i, mask=there, other=0.0) if WEIGHT else 0.0
+    shift = tl.load(bias + i, mask=there, other=0.0) if BIAS else 0.0
+    y = _affine(y, scale, shift, WEIGHT, BIAS)
     tl.store(out + row * n + i, functions.rounded(y, out.dtype.element_ty), mask=there)
     tl.store(rstds + row + tl.zeros((1,), tl.int32), functions.rounded(rstd, rstds.dtype.element_ty))
 
