@@ -93,7 +93,7 @@ def attention(
             mask = _widened(mask)
         mask = mask.expand(batch, heads, queries, keys)
         mask_strides = mask.stride()
-        kind = 1 if mask.dtype == torch.int16 else 2
+        kind = 2 if mask.is_floating_point() else 1
         lowest = 0.0 if kind == 1 else torch.finfo(mask.dtype).min
     # Without masked keys no weight of 0 may be taken for one.
     flagged = kind > 0 or (is_causal and queries > 1)
