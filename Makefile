@@ -1,5 +1,6 @@
 # make demo   set up what is missing, then embed 200 sentences with four arms: table, plot, JSON in out/
 # make test   set up what is missing, then lint, type check and run all tests
+# make interpreted  the GPU kernels without a GPU: in Triton's interpreter, and compiled (Linux on x86-64)
 # make architectures  over a hundred models, each compiled and checked in a process of its own (hours)
 # make experiment  complete one prompt 1,000 times while other requests come and go: table, plot, JSON in out/
 # make bench  speed and memory against stock PyTorch, as ratios
@@ -13,7 +14,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo experiment test lint kernels unit architectures bench clean
+.PHONY: demo experiment test lint kernels unit interpreted architectures bench clean
 
 demo: kernels
 	$(BIN)/python examples/embeddings.py
@@ -33,6 +34,11 @@ lint: $(INSTALLED)
 unit: kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+# Triton stays out of the virtual environment: a CPU build of torch has none, another build has its own.
+interpreted: $(INSTALLED)
+	test -d .triton || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --target .triton triton==3.6.0
+	OMP_NUM_THREADS=1 PYTHONPATH=.triton $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/interpreted
+
 # Before the workers start, so that none compiles what another compiles too.
 kernels: $(INSTALLED)
 	$(BIN)/python tests/build_kernels.py
@@ -44,7 +50,7 @@ bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .triton out build *.egg-info .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
