@@ -104,12 +104,13 @@ def show_installation() -> int:
     from bi_compile import inductor, supported
     from bi_compile.templates.cpu import build
 
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
         "bi_compile": bi_compile.__version__,
         "torch": torch.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "devices": f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads; "
-        "kernels for the CPU only",
+        + (", ".join(cuda) or "no CUDA device"),
     }
     status = 0
     try:
