@@ -29,7 +29,7 @@ def run(q, k, v, mask=None, is_causal=False, softcap=0.0):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("size", [8, 64, 80, 128, 256])
+@pytest.mark.parametrize("size", [8, 80, 256])
 def test_close_to_float64(dtype, size):
     q, k, v = inputs(2, 4, 2, 37, 1100, size, size, dtype)
     mask = torch.rand(2, 1, 37, 1100, device="cuda") > 0.3

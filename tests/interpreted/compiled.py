@@ -30,11 +30,18 @@ class _Driver:
         return 0
 
 
-def compile_launches(capability: int) -> None:
-    """From now on every launch compiles for `capability` and appends its resources to BUILDS."""
-    from triton.runtime import JITFunction, driver
+def pretend_driver(capability: int) -> None:
+    """From now on Triton believes in a device of this capability."""
+    from triton.runtime import driver
 
     driver.set_active(_Driver(capability))
+
+
+def compile_launches(capability: int) -> None:
+    """From now on every launch compiles for `capability` and appends its resources to BUILDS."""
+    from triton.runtime import JITFunction
+
+    pretend_driver(capability)
     stock = getattr(JITFunction, "_stock_run", JITFunction.run)
     JITFunction._stock_run = stock
 

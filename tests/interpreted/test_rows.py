@@ -75,7 +75,7 @@ def test_reductions_are_the_oracle(name):
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_any_layout_and_dims(layout):
-    for dims in ((0,), (1,), (2,), (0, 2), ()):
+    for dims in ((0,), (1,), (0, 2)):
         check_reduction("sum", LAYOUTS[layout](sample("sum", 3, 34, 5, dtype=torch.float32)), dims)
 
 

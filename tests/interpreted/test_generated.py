@@ -1,0 +1,60 @@
+"""Inductor's Triton code between our ops, generated without a GPU: operations round as in eager."""
+
+import pytest
+
+from tests.interpreted.compiled import run_compiled
+
+pytest.importorskip("triton")
+
+_PROGRAM = """
+import torch
+from tests.interpreted.pretended import generated
+
+def function(x, w):
+    y = torch.nn.functional.gelu(x) / 3.0 + x / w
+    y = torch.nn.functional.layer_norm(y, (64,), w, w).softmax(-1).sum(-1, keepdim=True)
+    return torch.nn.functional.silu(x) * y, torch.rsqrt(x * x + 1), x.tanh()
+
+print(generated(function, (8, 64), (64,), dtype=torch.{dtype}, ours={ours}))
+"""
+
+
+def lines(ours: bool, dtype: str = "bfloat16") -> list[str]:
+    code = run_compiled(_PROGRAM.format(ours=ours, dtype=dtype))
+    return [line.strip() for line in code.splitlines() if not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_our_code(dtype):
+    code = lines(True, dtype)
+    arithmetic = [line for line in code if line.startswith("tmp")]
+    assert any("triton.language.div_rn(" in line for line in arithmetic)
+    assert not any(" / " in line for line in arithmetic), "an approximate quotient"
+    assert not any("0.33333333" in line for line in arithmetic), "the reciprocal of a known divisor"
+    assert not any("tl.sum(" in line or "tl.reduce(" in line for line in code), (
+        "a sum in an order of Inductor's"
+    )
+    assert any("libdevice.erf(" in line for line in arithmetic)
+    assert any("tl.sqrt_rn(" in line for line in arithmetic)
+    assert all("'enable_fp_fusion': False" in line for line in code if "'enable_fp_fusion'" in line)
+    assert any("'enable_fp_fusion'" in line for line in code)
+    for op in ("layer_norm", "softmax", "sum"):
+        assert any(f"torch.ops.bi_compile.{op}.default(" in line for line in code)
+
+
+def test_stock_code_differs():
+    """The control."""
+    code = lines(False)
+    assert any(" / " in line or "tl.sum(" in line for line in code if line.startswith("tmp"))
+    assert any("0.33333333" in line for line in code)
+    assert any("'enable_fp_fusion': True" in line for line in code)
+
+
+def test_16_bit_intermediates_are_rounded():
+    code = lines(True)
+    quotients = [line.split(" = ")[0] for line in code if "div_rn" in line]
+    assert quotients
+    for name in quotients:
+        assert any(f"{name}.to(tl.bfloat16)" in line for line in code) or any(
+            "tl.store" in line and f"{name}," in line for line in code
+        ), name
