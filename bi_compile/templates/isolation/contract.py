@@ -9,18 +9,22 @@ Op
     rows: how many elements of that dim belong to one sample: 1, or S where it is B*S.
     results: the dim of each result along which the samples are joined.
 
-What a sample gets is the op's result on its own part of the tensors, each copied to contiguous memory: the
+What a sample gets is the op's result on its own part of the tensors, each in contiguous, aligned memory: the
 same call, on the same shapes and strides, whatever the batch. Without any batch dim the op runs once. Any
 dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
 """
 
+import functools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 Tensor = torch.Tensor
+
+_ALIGNMENT = 64
+"""Bytes. Fresh memory of PyTorch on a CPU begins at a multiple."""
 
 _library = torch.library.Library("bi_compile", "FRAGMENT")
 _library.define(
@@ -52,24 +56,41 @@ def op_of(call: str) -> str:
     return json.loads(call)["op"]
 
 
-def _run(call: str, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> list[Tensor]:
-    given = json.loads(call)
+@functools.lru_cache(maxsize=1024)
+def _decoded(call: str) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The op of a call and its arguments, in which `_Place` stands for tensors and numbers."""
 
-    def decoded(value: Any) -> Any:
+    def decode(value: Any) -> Any:
         if isinstance(value, list):
-            return [decoded(item) for item in value]
+            return [decode(item) for item in value]
         if not isinstance(value, dict):
             return value
         ((kind, what),) = value.items()
-        places = {"t": tensors, "n": numbers}
-        if kind in places:
-            return places[kind][what]
+        if kind in ("t", "n"):
+            return _Place(kind == "t", what)
         return torch.device(what) if kind == "device" else getattr(torch, what)
 
+    given = json.loads(call)
     op: Any = torch.ops
     for part in given["op"].split("."):
         op = getattr(op, part)
-    result = op(*decoded(given["args"]), **{name: decoded(v) for name, v in given["kwargs"].items()})
+    return op, decode(given["args"]), {name: decode(value) for name, value in given["kwargs"].items()}
+
+
+class _Place(NamedTuple):
+    is_tensor: bool
+    number: int
+
+
+def _run(call: str, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> list[Tensor]:
+    op, args, kwargs = _decoded(call)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, _Place):
+            return (tensors if value.is_tensor else numbers)[value.number]
+        return [filled(item) for item in value] if isinstance(value, list) else value
+
+    result = op(*map(filled, args), **{name: filled(value) for name, value in kwargs.items()})
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
@@ -81,20 +102,22 @@ def _isolated(
     rows: list[int],
     results: list[int],
 ) -> list[Tensor]:
-    shared = [t if d >= 0 else _copy(t) for t, d in zip(tensors, dims, strict=True)]
-    places = [(t, d, n) for t, d, n in zip(shared, dims, rows, strict=True) if d >= 0]
-    samples = places[0][0].shape[places[0][1]] // places[0][2] if places else 0
+    samples = next((t.shape[d] // n for t, d, n in zip(tensors, dims, rows, strict=True) if d >= 0), 0)
     if samples == 0:
         return [_copy(result) for result in _run(call, [_copy(t) for t in tensors], numbers)]
-    parts = []
-    for sample in range(samples):
-        own = [
-            _copy(t.narrow(d, sample * n, n)) if d >= 0 else t
-            for t, d, n in zip(shared, dims, rows, strict=True)
-        ]
-        parts.append(_run(call, own, numbers))
+    split = [
+        [_alone(part) for part in t.split(n, d)] if d >= 0 else [_copy(t)] * samples
+        for t, d, n in zip(tensors, dims, rows, strict=True)
+    ]
+    parts = [_run(call, own, numbers) for own in zip(*split, strict=True)]
     by_result = zip(zip(*parts, strict=True), results, strict=True)
-    return [torch.cat([_copy(value) for value in values], dim) for values, dim in by_result]
+    return [torch.cat(values, dim) for values, dim in by_result]
+
+
+def _alone(part: Tensor) -> Tensor:
+    """A sample in contiguous memory that begins as fresh memory does: kernels look at that too."""
+    fresh = part.is_contiguous() and part.data_ptr() % _ALIGNMENT == 0
+    return part if fresh else _copy(part)
 
 
 def _copy(part: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""What isolation costs: an op run sample by sample in a compiled graph against a loop over the samples.
+
+    python benchmarks/isolation.py [--threads 1]
+
+Both arms take turns in one process. A ratio below 1 means that the isolated op is faster than the stock op
+called once for each sample; the last column compares with the stock op on the whole batch.
+"""
+
+import argparse
+import statistics
+import time
+from datetime import date
+
+import torch
+
+BATCH = 32
+OPS = {
+    "fft of 4096": (torch.fft.rfft, (4096,)),
+    "fft of 128 x 128": (torch.fft.fft2, (128, 128)),
+    "inverse of 64 x 64": (torch.linalg.inv, (64, 64)),
+    "singular values of 64 x 64": (torch.linalg.svdvals, (64, 64)),
+    "exponential of 64 x 64": (torch.linalg.matrix_exp, (64, 64)),
+    "digamma of 4096": (torch.digamma, (4096,)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=21)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"batch {BATCH}, fp32, {args.threads} thread(s), torch {torch.__version__}, {date.today()}")
+    print(f"{'op':<28} {'alone ms':>9} {'isolated ms':>12} {'isolated/alone':>15} {'isolated/stock':>15}")
+    with torch.inference_mode():
+        for name, (op, shape) in OPS.items():
+            x = torch.randn(BATCH, *shape) + (8 * torch.eye(shape[0]) if len(shape) == 2 else 3)
+            arms = {
+                "alone": lambda op=op, x=x: [op(x[i : i + 1]) for i in range(BATCH)],
+                "isolated": lambda f=torch.compile(op, backend="batch_invariant"), x=x: f(x),
+                "stock": lambda op=op, x=x: op(x),
+            }
+            alone, isolated, stock = _seconds(arms, args.rounds)
+            print(
+                f"{name:<28} {alone * 1e3:9.3f} {isolated * 1e3:12.3f} "
+                f"{isolated / alone:15.2f} {isolated / stock:15.2f}"
+            )
+
+
+def _seconds(arms: dict, rounds: int) -> list[float]:
+    """Median seconds of each arm; they take turns."""
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(rounds + 2):
+        for arm, run in arms.items():
+            start = time.perf_counter()
+            run()
+            if turn > 1:
+                found[arm].append(time.perf_counter() - start)
+    return [statistics.median(times) for times in found.values()]
+
+
+if __name__ == "__main__":
+    main()
