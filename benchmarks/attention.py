@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from bi_compile.templates.attention import attention
 
+WINDOW = 256
 HEADS = ((12, 32), (12, 64), (8, 128))
 """Heads and head size: MiniLM, BERT base, a small decoder."""
 
@@ -30,8 +31,10 @@ def cells(keys: list[int]) -> Iterator[tuple[str, int, int, int, int, int, str]]
         for length in keys:
             yield "prefill", 1, heads, length, length, size, "none"
             yield "causal", 1, heads, length, length, size, "causal"
+            yield "window", 1, heads, length, length, size, "window"
             for batch in (1, 16):
                 yield "decode", batch, heads, 1, length, size, "none"
+                yield "padded", batch, heads, 1, length, size, "left"
     for batch in (1, 8, 64):
         for mask in ("none", "bool", "additive"):
             yield "MiniLM", batch, 12, 64, 64, 32, mask
@@ -48,6 +51,11 @@ def pair(cell: tuple[str, int, int, int, int, int, str], dtype: torch.dtype) -> 
         if mask_kind == "additive":
             mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
         mask = mask.expand(batch, 1, queries, keys)
+    if mask_kind == "window":
+        distance = torch.arange(queries).unsqueeze(1) - torch.arange(keys)
+        mask = ((distance >= 0) & (distance < WINDOW)).expand(batch, 1, queries, keys)
+    if mask_kind == "left":
+        mask = (torch.arange(keys) >= torch.randint(0, keys, (batch, 1))).view(batch, 1, 1, keys)
     scale = 1 / math.sqrt(size)
     return (
         lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal),

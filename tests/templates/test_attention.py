@@ -289,8 +289,9 @@ def test_left_padded_samples_of_a_causal_batch_are_those_alone(dtype):
     q, k, v = operands(4, 4, 2, padded, padded, 24, 20, dtype)
     real = torch.arange(padded) >= padded - torch.tensor(lengths).unsqueeze(1)
     causal = torch.ones(padded, padded, dtype=torch.bool).tril()
-    for mask in masks_of(causal & real[:, None, None, :], dtype):
-        out, lse = attention(q, k, v, mask, False, 0.3)
+    both = [(mask, False) for mask in masks_of(causal & real[:, None, None, :], dtype)]
+    for mask, is_causal in (*both, (real[:, None, None, :], True)):
+        out, lse = attention(q, k, v, mask, is_causal, 0.3)
         for i, length in enumerate(lengths):
             alone = attention(*(x[i : i + 1, :, -length:] for x in (q, k, v)), None, True, 0.3)
             check((out[i : i + 1, :, -length:], lse[i : i + 1, :, -length:]), alone, f"{length} tokens")
@@ -306,6 +307,19 @@ def test_what_left_a_sliding_window_may_be_dropped(dtype):
         first = max(0, i + 1 - window)
         found = attention(q[:, :, i : i + 1], *(x[:, :, first : i + 1] for x in (k, v)), None, False, 0.3)
         check(found, (out[:, :, i : i + 1], lse[:, :, i : i + 1]), f"query {i}")
+
+
+def test_windows_longer_and_shorter_than_a_split_are_the_oracle():
+    """Rows of one tile whose blocks start at the same places, and rows that see more than a split."""
+    for keys, window in ((300, 70), (1400, 1100), (1200, 1024)):
+        q, k, v = operands(1, 2, 1, keys, keys, 3, 4, torch.float32)
+        distance = torch.arange(keys).unsqueeze(1) - torch.arange(keys)
+        mask = (distance >= 0) & (distance < window)
+        out, lse = attention(q, k, v, mask, False, 0.5)
+        for i in (0, 64, 69, 70, 71, 134, 200, keys - 65, keys - 1):
+            at = slice(i, i + 1)
+            expected = oracle.attention(q[:, :, at], k, v, mask[at], False, 0.5)
+            check((out[:, :, at], lse[:, :, at]), expected, f"query {i} of {keys}, window {window}")
 
 
 @EACH_DTYPE

@@ -31,7 +31,8 @@ A finite_maximum(A m) {
 template <class T>
 std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h, int64_t query) {
   using A = Acc<T>;
-  const int64_t kv_head = h / problem.group(), begin = problem.begin(b, h, query), attended = problem.attended(query);
+  const auto [begin, attended] = problem.range(b, h, query);
+  const int64_t kv_head = h / problem.group();
   const T *q = problem.q_row(b, h, query), *k = problem.k_head(b, kv_head), *v = problem.v_head(b, kv_head);
   CarefulSplit<A> total(problem.value_size);
   for (int64_t split = begin; split < attended; split += BI_ATTENTION_KV_SPLIT) {

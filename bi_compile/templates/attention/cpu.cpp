@@ -4,8 +4,11 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "attention/tile.h"
@@ -37,25 +40,40 @@ void for_each_task(int64_t tasks, int threads, F f) {
   TORCH_CHECK(!failed, "attention: out of memory");
 }
 
-// Rows first ... first + count - 1 of a kv head: a tile to be.
-struct Span {
-  int64_t b, kv_head, first, count;
-};
-
-// All rows in spans of at most `height`, a new one wherever trees start at another key.
+// All rows in spans of at most `height`. Rows may share one if their blocks start at the same places and either their
+// splits do, too, or each of them has but one.
 template <class T>
-std::vector<Span> spans_of(const Problem<T>& problem, int64_t height) {
+std::vector<Span> spans_of(const Problem<T>& problem, int64_t height, std::vector<int64_t>& order) {
   const int64_t group = problem.group(), rows = group * problem.queries;
+  // One mask row for all of a sample; causality apart, which leaves some without a key.
+  const bool one_mask_row = problem.range_stride[1] == 0 && problem.range_stride[2] == 0;
+  const bool alike = problem.ranges.empty() || (one_mask_row && !problem.causal);
+  if (!alike) order.resize(problem.batch * problem.kv_heads * rows);
   std::vector<Span> spans;
+  int64_t* sorted = alike ? nullptr : order.data();
   for (int64_t b = 0; b < problem.batch; ++b) {
     for (int64_t kv_head = 0; kv_head < problem.kv_heads; ++kv_head) {
-      const auto begin = [&](int64_t r) { return problem.begin(b, kv_head * group + r % group, r / group); };
+      const auto range = [&](int64_t r) { return problem.range(b, kv_head * group + r % group, r / group); };
+      const auto is_short = [&](Range keys) { return keys.end - keys.begin <= BI_ATTENTION_KV_SPLIT; };
+      // What the rows of a span have in common.
+      const auto kind = [&](int64_t r) {
+        const Range keys = range(r);
+        return is_short(keys) ? keys.begin % kBlock : kBlock + keys.begin;
+      };
+      if (!alike) {
+        std::iota(sorted, sorted + rows, 0);
+        const auto before = [&](int64_t x, int64_t y) {
+          return std::make_pair(kind(x), range(x).begin) < std::make_pair(kind(y), range(y).begin);
+        };
+        if (!std::is_sorted(sorted, sorted + rows, before)) std::stable_sort(sorted, sorted + rows, before);
+      }
       for (int64_t first = 0, end; first < rows; first = end) {
         const int64_t most = std::min(rows, first + height);
-        end = problem.begins.empty() ? most : first + 1;
-        while (end < most && begin(end) == begin(first)) ++end;
-        spans.push_back({b, kv_head, first, end - first});
+        end = alike ? most : first + 1;
+        while (end < most && kind(sorted[end]) == kind(sorted[first])) ++end;
+        spans.push_back({b, kv_head, first, end - first, sorted, !alike && is_short(range(sorted[first]))});
       }
+      if (!alike) sorted += rows;
     }
   }
   return spans;
@@ -67,14 +85,12 @@ void run(const Problem<T>& problem) {
   const int64_t rows = problem.group() * problem.queries, groups = problem.batch * problem.kv_heads;
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const int64_t height = tile_rows(rows, groups, threads), splits = problem.splits();
-  const std::vector<Span> spans = spans_of(problem, height);
+  std::vector<int64_t> order;
+  const std::vector<Span> spans = spans_of(problem, height, order);
   const int64_t tasks = static_cast<int64_t>(spans.size());
   static thread_local Arena arena;
 
-  const auto tile_of = [&](int64_t task) {
-    const Span& span = spans[task];
-    return Tile<T>(problem, arena, span.b, span.kv_head, span.first, span.count);
-  };
+  const auto tile_of = [&](int64_t task) { return Tile<T>(problem, arena, spans[task]); };
   if (tasks >= threads || splits <= 1) {
     for_each_task(tasks, threads, [&](int64_t task) {
       Tile<T> tile = tile_of(task);
@@ -147,7 +163,7 @@ std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::T
   const std::array<int64_t, 4> full = {problem.batch, problem.heads, problem.queries, problem.keys};
   if (mask) {
     set_mask(problem, *mask, mask->expand(full));
-    problem.find_begins();
+    problem.find_ranges();
   }
   const auto lse_dtype = c10::CppTypeToScalarType<Acc<T>>::value;
   at::Tensor out = at::empty({problem.batch, problem.queries, problem.heads, problem.value_size}, q.options());

@@ -192,18 +192,26 @@ inline bool pack_mask(const M* mask, int64_t stride, int count, A* to) {
   return masked;
 }
 
-// The first key that a row of a mask does not mask; `keys` if it masks all.
+// Keys begin ... end - 1.
+struct Range {
+  int64_t begin, end;
+};
+
+// From the first to the last key that a row of a mask does not mask; empty and at `keys` if it masks all.
 template <class M, class A>
-inline int64_t first_attended(const M* mask, int64_t stride, int64_t keys, A lowest) {
-  for (int64_t key = 0; key < keys; ++key) {
+inline Range attended_range(const M* mask, int64_t stride, int64_t keys, A lowest) {
+  const auto attended = [&](int64_t key) {
     const M entry = mask[key * stride];
     if constexpr (std::is_same_v<M, bool>) {
-      if (entry) return key;
+      return entry;
     } else {
-      if (!(static_cast<A>(entry) <= lowest)) return key;
+      return !(static_cast<A>(entry) <= lowest);
     }
-  }
-  return keys;
+  };
+  int64_t begin = 0, end = keys;
+  while (begin < keys && !attended(begin)) ++begin;
+  while (end > begin && !attended(end - 1)) --end;
+  return {begin, end};
 }
 
 // `size` results rounded to T, to nearest even, once. Any NaN becomes one quiet NaN.

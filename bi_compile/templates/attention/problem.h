@@ -22,8 +22,8 @@ struct Problem {
   A mask_lowest = std::numeric_limits<A>::lowest();  // of the mask's dtype
   bool causal;
   A scale, softcap;  // softcap of 0: none
-  std::vector<int64_t> begins;  // by mask row, see find_begins; empty without a mask
-  int64_t begin_stride[3] = {};
+  std::vector<Range> ranges;  // by mask row, see find_ranges; empty without a mask
+  int64_t range_stride[3] = {};
   T* out;  // [batch, queries, heads, value_size]
   A* lse;  // [batch, heads, queries]
 
@@ -32,31 +32,31 @@ struct Problem {
   // Keys that a query may see, masks apart: causal is aligned to the top left.
   int64_t attended(int64_t query) const { return causal ? std::min(keys, query + 1) : keys; }
 
-  // The key at which the tree of a row starts: the first one that is not masked, so that masked keys before it are not
-  // there. 0 for a row that has none.
-  int64_t begin(int64_t b, int64_t h, int64_t query) const {
-    if (begins.empty()) return 0;
-    const int64_t first = begins[b * begin_stride[0] + h * begin_stride[1] + query * begin_stride[2]];
-    return first < attended(query) ? first : 0;
+  // The tree of a row starts at its first key that is not masked: masked keys before it are not there. A row that has
+  // none starts at 0 and takes in all it may see.
+  Range range(int64_t b, int64_t h, int64_t query) const {
+    const int64_t most = attended(query);
+    if (ranges.empty()) return {0, most};
+    const Range seen = ranges[b * range_stride[0] + h * range_stride[1] + query * range_stride[2]];
+    return seen.begin < most ? Range{seen.begin, std::min(seen.end, most)} : Range{0, most};
   }
 
   // Looks at every mask row once, however many rows of q share it.
-  void find_begins() {
-    if (mask_kind == MaskKind::none) return;
+  void find_ranges() {
     const int64_t extent[3] = {batch, heads, queries};
     int64_t count = 1, distinct[3];
     for (int i = 2; i >= 0; --i) {
       distinct[i] = mask_stride[i] == 0 ? std::min<int64_t>(extent[i], 1) : extent[i];
-      begin_stride[i] = mask_stride[i] == 0 ? 0 : count;
+      range_stride[i] = mask_stride[i] == 0 ? 0 : count;
       count *= distinct[i];
     }
-    begins.resize(count);
+    ranges.resize(count);
     with_mask([&](const auto* entries) {
-      int64_t* next = begins.data();
+      Range* next = ranges.data();
       for (int64_t b = 0; b < distinct[0]; ++b)
         for (int64_t h = 0; h < distinct[1]; ++h)
           for (int64_t query = 0; query < distinct[2]; ++query)
-            *next++ = first_attended(entries + mask_row(b, h, query), mask_stride[3], keys, mask_lowest);
+            *next++ = attended_range(entries + mask_row(b, h, query), mask_stride[3], keys, mask_lowest);
     });
   }
 

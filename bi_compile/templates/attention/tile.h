@@ -1,5 +1,5 @@
-// A tile: rows (queries, and for each the query heads of one group) that share the keys and values of one kv head and
-// the key at which their trees start. How rows are grouped into tiles and strips enters no row's bits.
+// A tile: rows (queries, and for each the query heads of one group) that share the keys and values of one kv head, and
+// the places where their blocks start. How rows are grouped into tiles and strips enters no row's bits.
 #pragma once
 
 #include <cstdlib>
@@ -43,19 +43,23 @@ class Arena {
   size_t capacity_ = 0, used_ = 0;
 };
 
+// The rows of a tile to be: first ... first + count - 1 of a kv head, in `order` if there is one.
+struct Span {
+  int64_t b, kv_head, first, count;
+  const int64_t* order;
+  bool one_split;  // whatever keys the rows see together, each sees so few that they are one split
+
+  int64_t row(int64_t r) const { return order ? order[first + r] : first + r; }
+};
+
 template <class T>
 class Tile {
   using A = Acc<T>;
 
  public:
-  // Rows first ... first + rows - 1 of the group of query heads that share kv_head.
-  Tile(const Problem<T>& problem, Arena& arena, int64_t b, int64_t kv_head, int64_t first, int64_t rows)
-      : problem_(problem),
-        b_(b),
-        kv_head_(kv_head),
-        first_(first),
-        rows_(rows),
-        begin_(problem.begin(b, head(0), query(0))) {
+  Tile(const Problem<T>& problem, Arena& arena, const Span& span)
+      : problem_(problem), span_(span), b_(span.b), kv_head_(span.kv_head), rows_(span.count), begin_(range(0).begin) {
+    const int64_t rows = rows_;
     const int64_t size = round_up(problem.size, kLanes), values = out_stride(problem);
     arena.reset(Arena::bytes<A>(rows * size) + Arena::bytes<A>(size * kBlock) + Arena::bytes<A>(kBlock * values) +
                 2 * Arena::bytes<A>(kRows * kBlock) + 2 * Arena::bytes<A>(state_size(problem, rows)));
@@ -67,8 +71,8 @@ class Tile {
     part = state_at(problem, rows, arena.take<A>(state_size(problem, rows)));
     total = state_at(problem, rows, arena.take<A>(state_size(problem, rows)));
     for (int64_t r = 0; r < rows; ++r) {
-      copy_widened(problem.q_row(b, head(r), query(r)), problem.q_stride[3], problem.size, q_ + r * size, size);
-      attended_ = std::max(attended_, problem.attended(query(r)));
+      copy_widened(problem.q_row(b_, head(r), query(r)), problem.q_stride[3], problem.size, q_ + r * size, size);
+      attended_ = std::max(attended_, range(r).end);
     }
   }
 
@@ -82,7 +86,9 @@ class Tile {
   }
 
   // Splits of the row that has most.
-  int64_t splits() const { return (attended_ - begin_ + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT; }
+  int64_t splits() const {
+    return span_.one_split ? 1 : (attended_ - begin_ + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT;
+  }
 
   void clear(State<A> state) const {
     std::fill_n(state.out, rows_ * out_stride(problem_), A(0));
@@ -93,7 +99,8 @@ class Tile {
   // All blocks of one split into a cleared state.
   void run_split(int64_t split, State<A> state) {
     const int64_t begin = begin_ + split * BI_ATTENTION_KV_SPLIT;
-    const int64_t end = std::min<int64_t>(attended_, begin + BI_ATTENTION_KV_SPLIT);
+    if (span_.one_split && split > 0) return;
+    const int64_t end = span_.one_split ? attended_ : std::min<int64_t>(attended_, begin + BI_ATTENTION_KV_SPLIT);
     for (int64_t block = begin; block < end; block += kBlock)
       run_block(block, static_cast<int>(std::min<int64_t>(kBlock, end - block)), state);
   }
@@ -133,8 +140,9 @@ class Tile {
 
  private:
   static int64_t strips(int64_t rows) { return (rows + kRows - 1) / kRows; }
-  int64_t head(int64_t r) const { return kv_head_ * problem_.group() + (first_ + r) % problem_.group(); }
-  int64_t query(int64_t r) const { return (first_ + r) / problem_.group(); }
+  int64_t head(int64_t r) const { return kv_head_ * problem_.group() + span_.row(r) % problem_.group(); }
+  int64_t query(int64_t r) const { return span_.row(r) / problem_.group(); }
+  Range range(int64_t r) const { return problem_.range(b_, head(r), query(r)); }
   int strip_rows(int64_t r) const { return static_cast<int>(std::min<int64_t>(kRows, rows_ - r)); }
   State<A> strip(State<A> state, int64_t r) const {
     const int64_t slot = r / kRows * kLanes;
@@ -162,8 +170,10 @@ class Tile {
       const int rows = strip_rows(r);
       int attended[kRows], seen = 0;
       for (int i = 0; i < rows; ++i) {
-        attended[i] = static_cast<int>(std::clamp<int64_t>(problem_.attended(query(r + i)) - first, 0, count));
-        seen = std::max(seen, attended[i]);
+        const Range keys = range(r + i);
+        attended[i] = static_cast<int>(std::clamp<int64_t>(keys.end - first, 0, count));
+        // A row whose keys begin later only keeps the others company: its mask makes this block a no-op.
+        if (keys.begin < first + count) seen = std::max(seen, attended[i]);
       }
       const A* mask[kRows] = {};
       if (seen == 0 || !read_masks(first, count, r, rows, mask)) continue;
@@ -237,7 +247,8 @@ class Tile {
   }
 
   const Problem<T>& problem_;
-  const int64_t b_, kv_head_, first_, rows_, begin_;
+  const Span span_;
+  const int64_t b_, kv_head_, rows_, begin_;
   int64_t attended_ = 0;
   A *q_, *packed_keys_, *packed_values_, *scores_, *masks_;
   int64_t mask_offset_[kRows];
