@@ -35,7 +35,7 @@ ARMS = {"eager": "stock eager", "inductor": "stock Inductor", "ours": "bi_compil
 BACKENDS = {"eager": None, "inductor": "inductor", "ours": "batch_invariant"}
 OTHERS = "Create a file object. Raise ValueError if the argument is not a string, else return its items."
 SEED = 42
-CANDIDATES, PROMPT_LENGTH = 1024, 32
+CANDIDATES, CLOSEST, BATCH, PROMPT_LENGTH = 2048, 144, 24, 32
 
 
 @dataclass
@@ -74,7 +74,9 @@ def main() -> int:
         model = load_or_train(args.out, sizes, lambda step, loss: progress.update(training, completed=step))
         progress.update(training, completed=sizes.steps)
         model = model.to(getattr(torch, args.dtype))
-        prompt = closest_call(model, args.tokens)
+        searching = progress.add_task("finding a prompt", total=CLOSEST)
+        prompt = sensitive_prompt(model, args.tokens, lambda: progress.advance(searching))
+        progress.update(searching, completed=CLOSEST)
         results = {}
         for arm in args.arms:
             backend = BACKENDS[arm]
@@ -104,23 +106,37 @@ def main() -> int:
 
 
 @torch.no_grad()
-def closest_call(model: Decoder, tokens: int) -> list[int]:
-    """Of many beginnings of documentation strings, the one whose greedy completion has the closest call.
+def sensitive_prompt(model: Decoder, tokens: int, tick: Callable[[], None] = lambda: None) -> list[int]:
+    """A beginning of a documentation string that stock PyTorch completes otherwise alone than among others.
 
-    A model of this size is sure of most characters; a large one has two tokens that close in every long text.
+    Of CANDIDATES beginnings those with the closest calls between two tokens are completed alone and in
+    batches; the first that differs is taken, else the closest call. A model of this size is sure of most
+    characters: a large one has two tokens as close in every long text.
     """
     paragraphs = [p for p in documentation().split("\n\n") if len(p) > PROMPT_LENGTH]
     chosen = random.Random(0).sample(paragraphs, CANDIDATES)
     prompts = torch.tensor([encode(p[:PROMPT_LENGTH]) for p in chosen])
-    cache = model.empty_cache(CANDIDATES)
+    prompts = prompts[_greedy(model, prompts, tokens)[1].argsort()[:CLOSEST]]
+    for group in prompts.split(BATCH):
+        together = _greedy(model, group, tokens)[0]
+        for i, prompt in enumerate(group):
+            tick()
+            if not torch.equal(_greedy(model, prompt.unsqueeze(0), tokens)[0][0], together[i]):
+                return prompt.tolist()
+    return prompts[0].tolist()
+
+
+def _greedy(model: Decoder, prompts: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Completions [rows, tokens] and the least margin between the best two tokens of each."""
+    cache = model.empty_cache(len(prompts))
     logits = model(prompts, torch.arange(PROMPT_LENGTH).expand_as(prompts), cache)[:, -1]
-    margins = torch.full((CANDIDATES,), torch.inf)
+    margins, found = torch.full((len(prompts),), torch.inf), []
     for at in range(PROMPT_LENGTH, PROMPT_LENGTH + tokens):
         best = logits.topk(2).values
         margins = torch.minimum(margins, best[:, 0] - best[:, 1])
-        ids = logits.argmax(-1, keepdim=True)
-        logits = model(ids, torch.full_like(ids, at), cache)[:, -1]
-    return prompts[margins.argmin()].tolist()
+        found.append(logits.argmax(-1, keepdim=True))
+        logits = model(found[-1], torch.full_like(found[-1], at), cache)[:, -1]
+    return torch.cat(found, 1), margins
 
 
 @torch.no_grad()
@@ -140,9 +156,11 @@ def measure(
     forward: the model, compiled or as it is.
     """
     requests = _requests(prompt, completions, tokens)
-    warm_up = Server(model, forward, slots=slots, temperature=temperature, draw=random.Random(0))
+    warm_up = Server(model, forward, slots=slots, regime=8, temperature=temperature, draw=random.Random(0))
     warm_up.run(_requests(prompt, 12, 8), lambda request: None)
-    server = Server(model, forward, slots=slots, temperature=temperature, draw=random.Random(1))
+    server = Server(
+        model, forward, slots=slots, regime=tokens, temperature=temperature, draw=random.Random(1)
+    )
     begin = time.perf_counter()
     server.run(requests, lambda request: tick() if request.watched else None)
     seconds = time.perf_counter() - begin

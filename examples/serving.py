@@ -39,15 +39,26 @@ class Request:
 
 
 class Server:
-    """Runs requests through `forward`, which is `model` compiled or as it is."""
+    """Runs requests through `forward`, which is `model` compiled or as it is.
+
+    slots: requests that run together at most. regime: of so many tokens, about, is a calm or a busy time.
+    """
 
     def __init__(
-        self, model: Decoder, forward: Forward, *, slots: int, temperature: float, draw: random.Random
+        self,
+        model: Decoder,
+        forward: Forward,
+        *,
+        slots: int,
+        regime: int,
+        temperature: float,
+        draw: random.Random,
     ) -> None:
         self._forward = forward
         self._cache = model.empty_cache(slots)
         self._arrivals = model.empty_cache(MOST_TOGETHER)
         self._slots = slots
+        self._regime = regime
         self._temperature = temperature
         self._draw = draw
         self._active: list[Request] = []
@@ -57,11 +68,14 @@ class Server:
     def run(self, requests: Sequence[Request], tick: Callable[[Request], None]) -> None:
         """Until all are finished, in about their order; tick(request) when one is."""
         waiting = list(requests)[::-1]
-        wanted = self._slots
+        wanted, lasts = self._slots, 0
         while waiting or self._active:
-            if self._draw.random() < 0.1:
-                # Calm and busy times alike: as often 1 or 2 requests as 16 to 32.
-                wanted = min(self._slots, int(2 ** self._draw.uniform(0, 6)))
+            if lasts <= 0:
+                # Calm and busy times alike: as many tokens with 1 request or 2 as with 16 to 32.
+                wanted = min(self._slots, int(2 ** self._draw.uniform(0, 5)))
+                lasts = self._draw.randint(self._regime // 2, 4 * self._regime)
+            if len(self._active) <= wanted:
+                lasts -= max(1, len(self._active))
             while waiting and len(self._active) < wanted:
                 self._admit(waiting, min(self._draw.randint(1, MOST_TOGETHER), wanted - len(self._active)))
             self._step()
