@@ -73,7 +73,7 @@ class Server:
             if lasts <= 0:
                 # Calm and busy times alike: as many tokens with 1 request or 2 as with 16 to 32.
                 wanted = min(self._slots, int(2 ** self._draw.uniform(0, 5)))
-                lasts = self._draw.randint(self._regime // 2, 4 * self._regime)
+                lasts = self._draw.randint(5 * self._regime // 6, 5 * self._regime)
             if len(self._active) <= wanted:
                 lasts -= max(1, len(self._active))
             while waiting and len(self._active) < wanted:
