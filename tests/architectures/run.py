@@ -50,7 +50,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(known, indent=1))
             found = {dtype: _cell(known[entry.name][dtype]) for dtype in ("fp32", "bf16")}
             print(f"{entry.name:<24} {found}  {time.perf_counter() - start:.0f} s", flush=True)
-    PAGE.write_text(render(known))
+    PAGE.write_text(render(known, [entry.name for entries in FAMILIES.values() for entry in entries]))
 
 
 def _in_a_process(name: str) -> dict:
@@ -76,12 +76,14 @@ def _cell(verdict: dict) -> str:
     return verdict["kind"] + (f": `{verdict['detail']}`" if verdict["detail"] else "")
 
 
-def render(known: dict) -> str:
-    """The page."""
+def render(known: dict, listed: list[str]) -> str:
+    """The page: the results, and which of the list have none yet."""
     invariant = sum(r["fp32"]["kind"] == r["bf16"]["kind"] == "invariant" for r in known.values())
+    missing = [name for name in listed if name not in known]
     lines = [
         _HEAD,
         f"{invariant} of {len(known)} are invariant in both dtypes.",
+        *([f"Not run yet, {len(missing)} of the list: {', '.join(missing)}."] if missing else []),
         "",
         "| architecture | family | fp32 | bf16 | stock varies |",
         "| --- | --- | --- | --- | --- |",
