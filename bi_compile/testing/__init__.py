@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "assert_batch_invariant": "bi_compile.testing.invariance",
+    "bisect": "bi_compile.testing.bisection",
+    "FirstDifference": "bi_compile.testing.bisection",
     "InvarianceReport": "bi_compile.testing.invariance",
     "BatchVarianceError": "bi_compile.testing.messages",
     "VacuousCheckError": "bi_compile.testing.messages",
@@ -23,14 +25,17 @@ _PUBLIC = {
 
 __all__ = [
     "BatchVarianceError",
+    "FirstDifference",
     "InaccurateResultError",
     "InvarianceReport",
     "Pad",
     "VacuousCheckError",
     "assert_batch_invariant",
+    "bisect",
 ]
 
 if TYPE_CHECKING:
+    from bi_compile.testing.bisection import FirstDifference, bisect
     from bi_compile.testing.invariance import InvarianceReport, assert_batch_invariant
     from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
     from bi_compile.testing.padding import Pad

@@ -132,6 +132,14 @@ class Pool:
         return rows
 
 
+def refuse_single(sizes: Sequence[int]) -> None:
+    if not any(size > 1 for size in sizes):
+        raise VacuousCheckError(
+            f"no batch size above 1 in sizes={tuple(sizes)}",
+            hint="leave sizes out, or add 2 and an odd number.",
+        )
+
+
 def _per_input(batch_dims: int | Sequence[int | None], count: int) -> tuple[int | None, ...]:
     if isinstance(batch_dims, int):
         return (batch_dims,) * count

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 
 from bi_compile.testing.accuracy import Accuracy, measure_accuracy
-from bi_compile.testing.batches import Batch, Pool
+from bi_compile.testing.batches import Batch, Pool, refuse_single
 from bi_compile.testing.bits import as_integers, differing, ulps
 from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
+from bi_compile.testing.outputs import Outputs, apart, batch_dims_of_outputs, call, row_of, shown
 from bi_compile.testing.padding import Pad
-from bi_compile.testing.trees import leaves
-
-Outputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,7 @@ def assert_batch_invariant(
     have failed, InaccurateResultError when the reference is missed.
     """
     pool = Pool.of(inputs, batch_dims, padding)
-    if not any(size > 1 for size in sizes):
-        raise VacuousCheckError(
-            f"no batch size above 1 in sizes={tuple(sizes)}",
-            hint="leave sizes out, or add 2 and an odd number.",
-        )
+    refuse_single(sizes)
     check = _Check(pool, tuple(sizes), trials, tuple(neighbours), seed)
     counts, alone, ignored = check.run(fn)
     shown = None if control is None else _failure_of(control, check)
@@ -100,28 +94,28 @@ class _Check:
     def run(self, fn: Callable[..., Any]) -> tuple[tuple[int, int, int], list[Outputs], tuple[str, ...]]:
         """Compare all batches; returns (batches, rows, elements), the results alone, the ignored outputs."""
         pool = self.pool
-        called = [_call(fn, pool, pool.alone(sample)) for sample in range(pool.size)]
+        called = [call(fn, pool, pool.alone(sample)) for sample in range(pool.size)]
         alone, ignored = [outputs for outputs, _ in called], called[0][1]
         _refuse_vacuous(alone)
-        dims = _batch_dims_of_outputs(fn, pool, alone[0])
+        dims = batch_dims_of_outputs(lambda batch: call(fn, pool, batch)[0], pool, alone[0])
         batches = rows = elements = 0
         for size in self.sizes:
             drawn = pool.draw(size, trials=self.trials, neighbours=self.neighbours, seed=self.seed)
             for batch in drawn:
-                outputs, _ = _call(fn, pool, batch)
+                outputs, _ = call(fn, pool, batch)
                 elements += self._compare(outputs, alone, dims, batch)
                 batches += 1
                 rows += len(batch.kept) * len(dims)
         return (batches, rows, elements), alone, ignored
 
     def _compare(self, outputs: Outputs, alone: list[Outputs], dims: dict[str, int], batch: Batch) -> int:
-        elements = 0
+        pool, elements = self.pool, 0
         for name, dim in dims.items():
             bad: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             for position in batch.kept:
                 sample = batch.members[position]
                 expected = alone[sample][name]
-                row = self._row(outputs.get(name), dim, position, batch, expected)
+                row = row_of(pool, outputs.get(name), dim, position=position, batch=batch, expected=expected)
                 if row is None or row.shape != expected.shape or row.dtype != expected.dtype:
                     raise self._other_form(name, batch, position, expected, outputs.get(name))
                 elements += row.numel()
@@ -131,23 +125,11 @@ class _Check:
                 raise self._variance(name, batch, bad)
         return elements
 
-    def _row(
-        self, output: torch.Tensor | None, dim: int, position: int, batch: Batch, expected: torch.Tensor
-    ):
-        if output is None or output.dim() != expected.dim() or output.shape[dim] % len(batch.members):
-            return None
-        extent = output.shape[dim] // len(batch.members)
-        row = output.narrow(dim, position * extent, extent)
-        if self.pool.padding is not None and batch.length is not None:
-            sample = batch.members[position]
-            row = self.pool.padding.trim(row, sample, alone=expected.shape, length=batch.length)
-        return row
-
     def _variance(self, name: str, batch: Batch, bad: list) -> BatchVarianceError:
         position, expected, row = bad[0]
         differ = differing(expected, row)
         first = tuple(differ.nonzero()[0].tolist()) if differ.dim() else ()
-        apart = ulps(expected, row)
+        distance = ulps(expected, row)
         count = sum(int(differing(e, r).sum()) for _, e, r in bad)
         distances = torch.cat([ulps(e, r)[differing(e, r)].flatten() for _, e, r in bad])
         numbers = distances[~distances.isnan()]
@@ -155,8 +137,8 @@ class _Check:
         details = [
             self._where(batch, position),
             batch.describe(position),
-            f"first difference at {list(first)}: alone {_shown(expected[first])}, "
-            f"in the batch {_shown(row[first])}{_apart(apart[first])}",
+            f"first difference at {list(first)}: alone {shown(expected[first])}, "
+            f"in the batch {shown(row[first])}{apart(distance[first])}",
             f"{len(bad)} of the {len(batch.kept)} rows compared differ in this batch, in {count} of "
             f"{len(batch.kept) * expected.numel()} elements{most}",
         ]
@@ -185,18 +167,6 @@ class _Check:
         return f"this batch is drawn again by seed={self.seed}, sizes=({len(batch.members)},)."
 
 
-def _call(fn: Callable[..., Any], pool: Pool, batch: Batch) -> tuple[Outputs, tuple[str, ...]]:
-    """The tensors fn returns, copied at once (a later call may reuse their memory), and what is no tensor."""
-    outputs: Outputs = {}
-    ignored: list[str] = []
-    for path, leaf in leaves(fn(*pool.take(batch)), "output"):
-        if isinstance(leaf, torch.Tensor):
-            outputs[path] = leaf.detach().clone()
-        elif leaf is not None:
-            ignored.append(path)
-    return outputs, tuple(ignored)
-
-
 def _refuse_vacuous(alone: list[Outputs]) -> None:
     floating = [name for name, value in alone[0].items() if value.is_floating_point() or value.is_complex()]
     if not floating:
@@ -217,29 +187,6 @@ def _refuse_vacuous(alone: list[Outputs]) -> None:
         f"all {len(alone)} samples give the same output",
         hint="pass samples that differ, and check that fn uses its inputs.",
     )
-
-
-def _batch_dims_of_outputs(fn: Callable[..., Any], pool: Pool, alone: Outputs) -> dict[str, int]:
-    """The dimension of each output that is proportional to the batch, probed with copies of one sample."""
-    two, _ = _call(fn, pool, pool.alone(0, copies=2))
-    three, _ = _call(fn, pool, pool.alone(0, copies=3))
-    dims: dict[str, int] = {}
-    for name, one in alone.items():
-        shapes = [one.shape, *(o[name].shape if name in o else () for o in (two, three))]
-        if len({len(shape) for shape in shapes}) == 1:
-            grows = [
-                d for d, n in enumerate(one.shape) if n and shapes[1][d] == 2 * n and shapes[2][d] == 3 * n
-            ]
-            if grows:
-                dims[name] = grows[0]
-                continue
-        raise VacuousCheckError(
-            f"{name} has no dimension that grows with the batch",
-            details=[f"shapes for 1, 2 and 3 samples: {', '.join(str(tuple(s)) for s in shapes)}"],
-            hint="return only results of single samples; a value of the whole batch, such as a mean loss, "
-            "depends on it by definition.",
-        )
-    return dims
 
 
 def _failure_of(control: Callable[..., Any], check: _Check) -> str:
@@ -278,14 +225,3 @@ def _require_accurate(accuracy: Accuracy, tolerance: float) -> None:
                 ],
                 hint="the results are invariant but wrong in places: look for an edge that is treated apart.",
             )
-
-
-def _shown(value: torch.Tensor) -> str:
-    return (
-        repr(value.item()) if value.is_complex() or not value.is_floating_point() else f"{value.item():.9g}"
-    )
-
-
-def _apart(distance: torch.Tensor) -> str:
-    d = float(distance)
-    return "" if d != d else f" ({d:.0f} ulp{'s' * (d != 1)} apart)"

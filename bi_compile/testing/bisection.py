@@ -1,0 +1,268 @@
+"""`bisect`: the first op whose bits differ between a sample alone and the same sample in a batch.
+
+Both runs record every op. The ops are matched in order, and from the differing output we walk back through
+ops whose own results differ: an op that differs and is not to be seen in the output (`arange` over the batch)
+is none of them, and the earliest one is where the difference arises.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from bi_compile.testing.batches import Batch, Pool, refuse_single
+from bi_compile.testing.bits import differing
+from bi_compile.testing.matching import Changes, Runs, behind
+from bi_compile.testing.outputs import Outputs, batch_dims_of_outputs, row_of
+from bi_compile.testing.recording import Op, Recording, record
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """Where a sample's bits part from those it has alone. `str()` of it is the whole story."""
+
+    what: str
+    op: str | None
+    """The op, as PyTorch spells it: `aten.addmm.default`; None where no op can be named."""
+    where: str | None
+    """The user's line: `model.py:42, in forward:  x = self.head(x)`."""
+    module: str | None
+    """The module: `head (Linear)`."""
+    members: tuple[int, ...]
+    """The samples of the batch, in order."""
+    position: int
+    element: tuple[int, ...] | None
+    """The first element of the op's result for the sample that differs."""
+    ulps: float | None
+    """The distance of its two values; None where it has none."""
+    neighbours: tuple[int, ...] | None
+    """Positions without which the op's bits are those alone; () if the size suffices; None if unknown."""
+    details: tuple[str, ...]
+
+    @property
+    def sample(self) -> int:
+        return self.members[self.position]
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.what, *self.details])
+
+
+def bisect(
+    fn: Callable[..., Any],
+    *inputs: Any,
+    batch_dims: int | Sequence[int | None] = 0,
+    sizes: Sequence[int] = (2, 3, 4, 7, 8, 16, 33),
+    trials: int = 2,
+    neighbours: Sequence[float] = (float("nan"), float("inf"), 3e4, 0.0),
+    under: Callable[[], AbstractContextManager] | None = None,
+    seed: int = 0,
+) -> FirstDifference | None:
+    """Name the first op whose bits for a sample change with its batch; None if no output changes.
+
+        print(bisect(model, inputs))
+        print(bisect(model, inputs, under=bi_compile.eager))
+
+    fn, inputs, batch_dims, sizes, trials, neighbours, seed: as in `assert_batch_invariant`, and the batches
+        are the same ones: `seed` and `sizes` of its message show the same failure here. All samples have one
+        length: there is no padding.
+    under: a context in which fn is run, such as `bi_compile.eager`; the ops are those that reach PyTorch
+        below it. Without it they are those of eager PyTorch.
+
+    The result of `torch.compile` is run without its compiler, op by op: the ops of a compiled graph cannot be
+    seen. For backend="batch_invariant", `under=bi_compile.eager` runs the same canonical ops; for any other
+    backend the op is named that eager PyTorch varies, which need not be the compiled graph's.
+
+    Ops are seen below autograd. Views and copies compute nothing and are passed over; sparse and nested
+    tensors are not compared. All results of two runs are held in memory.
+
+    Raises VacuousCheckError where nothing can share a batch, or an output has no batch dimension.
+    """
+    pool = Pool.of(inputs, batch_dims, None)
+    refuse_single(sizes)
+    target = _without_compiler(fn)
+    note = () if target is fn else ("run op by op without torch.compile: these are not the compiled ops",)
+
+    def run(batch: Batch) -> Recording:
+        return record(target, pool, batch, under)
+
+    alone: dict[int, Outputs] = {0: run(pool.alone(0)).outputs}
+    dims = batch_dims_of_outputs(lambda batch: run(batch).outputs, pool, alone[0])
+    for size in sizes:
+        for batch in pool.draw(size, trials=trials, neighbours=neighbours, seed=seed):
+            together = run(batch)
+            for position in batch.kept:
+                sample = batch.members[position]
+                if sample not in alone:
+                    alone[sample] = run(pool.alone(sample)).outputs
+                name = _differing_output(pool, together.outputs, alone[sample], dims, batch, position)
+                if name is not None:
+                    runs = Runs(batch, position, together, run(pool.alone(sample)))
+                    return _explain(runs, name, run, note)
+    return None
+
+
+def _without_compiler(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.compile` was given, if fn is its result."""
+    return getattr(fn, "_orig_mod", None) or getattr(fn, "_torchdynamo_orig_callable", None) or fn
+
+
+def _differing_output(
+    pool: Pool, outputs: Outputs, alone: Outputs, dims: dict[str, int], batch: Batch, position: int
+) -> str | None:
+    for name, dim in dims.items():
+        want = alone[name]
+        row = row_of(pool, outputs.get(name), dim, position=position, batch=batch, expected=want)
+        if row is None or row.shape != want.shape or row.dtype != want.dtype or differing(row, want).any():
+            return name
+    return None
+
+
+def _explain(
+    runs: Runs, output: str, run: Callable[[Batch], Recording], note: tuple[str, ...]
+) -> FirstDifference:
+    changes = runs.changes()
+    parted = runs.parted()
+    if parted is not None:
+        return _other_ops(runs, *parted, changes, note)
+    numbers, unknown = behind(runs.together, runs.together.writers.get(output, frozenset()), changes)
+    if not numbers:
+        return _no_op(runs, output, unknown, note)
+    number = min(numbers)
+    op, change = runs.together.ops[number], changes[number]
+    assert change != "unknown"
+    compared = runs.together.compared()
+    single = runs.alone.ops[runs.alone.compared()[compared.index(number)]]
+    distance = float(change.ulps[change.element])
+    matter = _neighbours(runs, number, run)
+    _, unknown = behind(runs.together, op.sources, changes)
+    details = [
+        *_place(op),
+        f"op {compared.index(number) + 1} of {len(compared)}; inputs alone {single.signature}",
+        f"inputs in the batch {op.signature}",
+        *_who(runs),
+        change.describe(),
+        _told(runs, matter),
+        *_unknown(runs.together, unknown),
+        *note,
+    ]
+    return FirstDifference(
+        f"{op.name} is the first op whose bits change with the batch",
+        op.name,
+        op.where,
+        op.module,
+        runs.batch.members,
+        runs.position,
+        change.element,
+        None if distance != distance else distance,
+        matter,
+        tuple(details),
+    )
+
+
+def _neighbours(runs: Runs, number: int, run: Callable[[Batch], Recording]) -> tuple[int, ...] | None:
+    """Positions that must be taken by other samples for the op to differ; () if copies of the sample do."""
+    batch, sample = runs.batch, runs.batch.members[runs.position]
+
+    def differs(members: Sequence[int]) -> bool | None:
+        tried = Batch(tuple(members), batch.kept, None, None, "tried")
+        other = Runs(tried, runs.position, run(tried), runs.alone)
+        return None if other.parted() else number in other.changes()
+
+    copies = differs([sample] * len(batch.members))
+    if copies is None or copies:
+        return None if copies is None else ()
+    if batch.hostile is not None:
+        return tuple(p for p in range(len(batch.members)) if p not in batch.kept)
+    matter = []
+    for place, member in enumerate(batch.members):
+        replaced = [*batch.members[:place], sample, *batch.members[place + 1 :]]
+        if member != sample and differs(replaced) is False:
+            matter.append(place)
+    return tuple(matter) or None
+
+
+def _told(runs: Runs, matter: tuple[int, ...] | None) -> str:
+    if matter is None:
+        return "no single neighbour makes the difference"
+    if not matter:
+        return (
+            f"the size matters, not the neighbours: {len(runs.batch.members)} copies of the sample differ too"
+        )
+    who = ", ".join(f"{place} (sample {runs.batch.members[place]})" for place in matter)
+    if runs.batch.hostile is not None:
+        return f"the neighbours matter: {runs.batch.hostile} at position {', '.join(map(str, matter))}"
+    return f"the neighbours matter: it is gone when the sample itself stands at position {who}"
+
+
+def _other_ops(
+    runs: Runs,
+    count: int,
+    ours: Op | None,
+    theirs: Op | None,
+    changes: Changes,
+    note: tuple[str, ...],
+) -> FirstDifference:
+    many, one = len(runs.together.compared()), len(runs.alone.compared())
+    named = next((runs.together.ops[n] for n, change in changes.items() if change != "unknown"), None)
+    earlier = [f"before that, {named.name} differs already: {named.place}"] if named else []
+    op = ours or theirs
+    assert op is not None
+    return FirstDifference(
+        f"the batch and the sample alone run different ops after {count} alike",
+        op.name,
+        op.where,
+        op.module,
+        runs.batch.members,
+        runs.position,
+        None,
+        None,
+        None,
+        (
+            f"{many} ops in the batch, {one} alone",
+            f"in the batch then {_step(ours)}",
+            f"alone then {_step(theirs)}",
+            *earlier,
+            *_who(runs),
+            *note,
+        ),
+    )
+
+
+def _no_op(runs: Runs, output: str, unknown: set[int], note: tuple[str, ...]) -> FirstDifference:
+    why = (
+        *_unknown(runs.together, unknown),
+        "else the difference arises outside PyTorch's ops, or comes and goes between equal runs",
+    )
+    return FirstDifference(
+        f"{output} changes with the batch, and no op can be named",
+        None,
+        None,
+        None,
+        runs.batch.members,
+        runs.position,
+        None,
+        None,
+        None,
+        (*_who(runs), *why, *note),
+    )
+
+
+def _place(op: Op) -> list[str]:
+    return [*([op.where] if op.where else []), *([f"module {op.module}"] if op.module else [])]
+
+
+def _who(runs: Runs) -> list[str]:
+    sample = runs.batch.members[runs.position]
+    return [
+        f"sample {sample} at position {runs.position} of a batch of {len(runs.batch.members)}, "
+        f"{runs.batch.describe(runs.position)}"
+    ]
+
+
+def _unknown(recording: Recording, numbers: set[int]) -> list[str]:
+    ops = [recording.ops[number] for number in sorted(numbers)]
+    return [f"not compared, its shape does not tell the samples apart: {op.name}, {op.place}" for op in ops]
+
+
+def _step(op: Op | None) -> str:
+    return "nothing" if op is None else f"{op.name} on {op.signature}, {op.place}"
