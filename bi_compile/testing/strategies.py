@@ -1,0 +1,144 @@
+"""Hypothesis strategies: tensors that show a change of summation order, and batches of samples.
+
+    from bi_compile.testing.strategies import batches, tensors
+
+    @given(x=tensors((8, 301)), members=batches(8))
+    def test_rows(x, members): ...
+
+The only module of the kit that imports hypothesis. The values of a tensor follow from a drawn kind and seed,
+not element by element, so that large ones are cheap: examples shrink to small shapes and plain layouts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+try:
+    from hypothesis import strategies as st
+except ImportError as missing:
+    raise ImportError("bi_compile.testing.strategies needs hypothesis: pip install hypothesis") from missing
+
+
+def extents(max_value: int = 300) -> st.SearchStrategy[int]:
+    """Sizes of one dimension, 1 to max_value: small ones, and those next to the widths kernels like."""
+    edges = [n for power in range(3, 15) for n in (2**power - 1, 2**power, 2**power + 1) if n <= max_value]
+    return st.one_of(st.integers(1, min(max_value, 19)), st.sampled_from(edges or [max_value]))
+
+
+@st.composite
+def tensors(
+    draw: st.DrawFn,
+    shape: Sequence[int | st.SearchStrategy[int]] | None = None,
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    values: Sequence[str] = ("normal", "cancelling", "wide", "subnormal"),
+    layouts: Sequence[str] = ("contiguous", "transposed", "offset", "strided", "cut out"),
+    nan: bool = False,
+    inf: bool = False,
+    device: str = "cpu",
+) -> torch.Tensor:
+    """Floating-point tensors whose bits depend on the order of evaluation.
+
+    shape: extents, each a number or a strategy of them (`extents()`); None draws 1 to 3 of them.
+    dtypes: fp16, bf16, fp32, fp64; one is drawn.
+    values: kinds to draw from. "normal" is the standard normal distribution. "cancelling" holds pairs +b, -b
+        of large values along the last dimension among small ones: any other order of a sum shows. "wide"
+        spreads the exponents as far as squares of the dtype allow. "subnormal" mixes subnormals and the least
+        normal numbers.
+    layouts: "contiguous", "transposed" (dimensions reversed in memory), "offset" (a view that starts at an
+        odd address), "strided" (every second element of memory), "cut out" (rows of a wider tensor). What
+        lies in memory beside the view is NaN, so that reading it shows.
+    nan, inf: whether some examples hold NaN, or infinities of both signs. Without them all values are finite.
+    """
+    for what, given, known in (("values", values, _VALUES), ("layouts", layouts, _LAYOUTS)):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{what} {unknown} unknown; there are {list(known)}")
+    if foreign := [dtype for dtype in dtypes if dtype not in _DTYPES]:
+        raise ValueError(f"dtypes {foreign} not supported; there are {list(_DTYPES)}")
+    wanted = draw(st.lists(extents(), min_size=1, max_size=3)) if shape is None else shape
+    size = [n if isinstance(n, int) else draw(n) for n in wanted]
+    dtype = draw(st.sampled_from(list(dtypes)))
+    kind = draw(st.sampled_from(list(values)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    x = _VALUES[kind](torch.empty(size, dtype=torch.float64), dtype, generator).to(dtype)
+    for wished, special in ((nan, torch.nan), (inf, torch.inf), (inf, -torch.inf)):
+        if wished and x.numel() and draw(st.booleans()):
+            some = torch.rand(x.shape, generator=generator) < 0.02
+            some.view(-1)[torch.randint(x.numel(), (), generator=generator)] = True
+            x = x.masked_fill(some, special)
+    return _LAYOUTS[draw(st.sampled_from(list(layouts)))](x.to(device))
+
+
+def batches(
+    samples: int, *, max_size: int = 33, min_size: int = 1, repeats: bool = True
+) -> st.SearchStrategy[tuple[int, ...]]:
+    """Which of a pool's samples share a batch, in which order: tuples of their numbers.
+
+    repeats: whether a sample may stand in a batch more than once; without, max_size is at most `samples`.
+    """
+    limit = max_size if repeats else min(max_size, samples)
+    if not 0 < min_size <= limit:
+        raise ValueError(f"no batch of {samples} samples has {min_size} to {limit} members")
+    members = st.lists(st.integers(0, samples - 1), min_size=min_size, max_size=limit, unique=not repeats)
+    return members.map(tuple)
+
+
+_DTYPES = {torch.float16: 5, torch.bfloat16: 30, torch.float32: 30, torch.float64: 300}
+"""Exponents by which "wide" values spread either way: their squares stay finite."""
+
+
+def _normal(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    return x.normal_(generator=generator)
+
+
+def _cancelling(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    x = x.normal_(generator=generator) * 2.0**-8
+    pairs = x.shape[-1] // 3
+    places = torch.rand(x.shape, generator=generator).argsort(-1)
+    large = 1024 * (1 + torch.rand(*x.shape[:-1], pairs, generator=generator, dtype=torch.float64))
+    x.scatter_(-1, places[..., :pairs], large)
+    return x.scatter_(-1, places[..., pairs : 2 * pairs], -large)
+
+
+def _wide(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    span = _DTYPES[dtype]
+    exponents = torch.randint(-span, span + 1, x.shape, generator=generator)
+    return torch.ldexp(x.normal_(generator=generator), exponents)
+
+
+def _subnormal(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    info = torch.finfo(dtype)
+    steps = torch.randint(1, int(2 / info.eps), x.shape, generator=generator).double()
+    sign = torch.where(torch.rand(x.shape, generator=generator) < 0.5, -1.0, 1.0)
+    return steps * sign * (info.tiny * info.eps)
+
+
+def _strided(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+
+
+def _cut_out(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(x, (2, 5), value=torch.nan)[..., 2:-5]
+
+
+def _offset(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x.new_full((3,), torch.nan), x.flatten()])[3:].view(x.shape)
+
+
+def _transposed(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+_VALUES: dict[str, Callable[[torch.Tensor, torch.dtype, torch.Generator], torch.Tensor]] = {
+    "normal": _normal,
+    "cancelling": _cancelling,
+    "wide": _wide,
+    "subnormal": _subnormal,
+}
+_LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "transposed": _transposed,
+    "offset": _offset,
+    "strided": _strided,
+    "cut out": _cut_out,
+}

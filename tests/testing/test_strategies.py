@@ -1,0 +1,199 @@
+"""The strategies draw what they promise, find what they are for, and shrink it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, find, given, settings
+from hypothesis import strategies as st
+
+from bi_compile.testing import assert_batch_invariant
+from bi_compile.testing.strategies import batches, extents, tensors
+from tests.bits import same_bits
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+VALUES = ("normal", "cancelling", "wide", "subnormal")
+SEARCH = settings(max_examples=300, database=None, derandomize=True)
+
+
+@given(x=tensors(dtypes=DTYPES))
+def test_tensors_are_finite_and_of_the_dtypes_asked_for(x):
+    assert x.dtype in DTYPES
+    assert 1 <= x.dim() <= 3
+    assert all(1 <= n <= 300 for n in x.shape)
+    assert x.isfinite().all()
+
+
+@given(x=tensors((3, extents(20), st.sampled_from((5, 7)))))
+def test_extents_are_numbers_or_strategies(x):
+    assert x.shape[0] == 3
+    assert x.shape[1] <= 20
+    assert x.shape[2] in (5, 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_squares_of_wide_values_stay_finite(dtype):
+    @given(x=tensors((8, 65), dtypes=[dtype], values=["wide"]))
+    def check(x):
+        assert (x * x).isfinite().all()
+        exponents = torch.frexp(x.double()).exponent
+        assert exponents.max() - exponents.min() >= 8
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_subnormals_are_there(dtype):
+    @given(x=tensors((8, 65), dtypes=[dtype], values=["subnormal"]))
+    def check(x):
+        least = torch.finfo(dtype).tiny
+        assert ((x.double().abs() < least) & (x != 0)).any()
+        assert (x.double().abs() >= least).any()
+        assert x.double().abs().max() < 2 * least
+
+    check()
+
+
+@given(x=tensors((4, extents()), dtypes=DTYPES, values=["cancelling"], layouts=["contiguous"]))
+def test_large_values_cancel_exactly(x):
+    pairs = x.shape[-1] // 3
+    assert ((x.abs() >= 512).sum(-1) == 2 * pairs).all()
+    ordered = x.sort(-1).values
+    assert torch.equal(ordered[:, :pairs], -ordered.flip(-1)[:, :pairs])
+
+
+def chain(x):
+    total = torch.zeros((), dtype=x.dtype)
+    for value in x:
+        total = total + value
+    return total
+
+
+@pytest.mark.parametrize("kind", ["normal", "cancelling", "wide"])
+def test_another_order_of_a_sum_shows(kind):
+    x = find(
+        tensors([extents()], values=[kind]),
+        lambda x: not same_bits(chain(x), chain(x.flip(0))),
+        settings=SEARCH,
+    )
+    assert 3 <= x.numel() <= 16, "two values have one sum, and few more than three are left after shrinking"
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush subnormals")
+def test_flushed_subnormals_show():
+    def flushed(x):
+        torch.set_flush_denormal(True)
+        try:
+            return x * 1.0
+        finally:
+            torch.set_flush_denormal(False)
+
+    find(tensors([extents()], values=["subnormal"]), lambda x: not same_bits(flushed(x), x), settings=SEARCH)
+
+    @given(x=tensors([extents()], values=["normal"]))
+    def tame(x):
+        assert same_bits(flushed(x), x)
+
+    tame()
+
+
+def test_every_layout_is_drawn_and_nan_lies_beside_the_view():
+    def layouts(name, condition):
+        return find(tensors((3, 5), layouts=[name]), condition, settings=SEARCH)
+
+    assert layouts("contiguous", lambda x: x.is_contiguous() and x.storage_offset() == 0) is not None
+    assert layouts("transposed", lambda x: x.stride() == (1, 3)) is not None
+    for name, stride in (("offset", (5, 1)), ("strided", (10, 2)), ("cut out", (12, 1))):
+        x = layouts(name, lambda x, stride=stride: x.stride() == stride)
+        memory = torch.tensor(x.untyped_storage().tolist(), dtype=torch.uint8).view(x.dtype)
+        assert x.isfinite().all()
+        assert int(memory.isnan().sum()) == memory.numel() - x.numel() > 0
+
+
+def test_nan_and_infinities_come_by_option_alone():
+    for option, test in (("nan", torch.isnan), ("inf", torch.isposinf), ("inf", torch.isneginf)):
+        x = find(tensors((4, 9), **{option: True}), lambda x, test=test: bool(test(x).any()), settings=SEARCH)
+        assert x.shape == (4, 9)
+    find(tensors((4, 9), nan=True), lambda x: bool(x.isfinite().all()), settings=SEARCH)
+
+    @given(x=tensors((4, 9), inf=True))
+    def no_nan(x):
+        assert not x.isnan().any()
+
+    no_nan()
+
+
+@given(members=batches(5, max_size=9))
+def test_batches_name_samples(members):
+    assert 1 <= len(members) <= 9
+    assert all(0 <= sample < 5 for sample in members)
+
+
+@given(members=batches(5, min_size=2, repeats=False))
+def test_batches_without_repeats(members):
+    assert 2 <= len(members) == len(set(members)) <= 5
+
+
+def test_batches_come_in_every_order_and_shrink():
+    assert find(batches(8), lambda m: list(m) != sorted(m), settings=SEARCH) == (1, 0)
+    assert find(batches(8), lambda m: len(m) > 2, settings=SEARCH) == (0, 0, 0)
+    find(batches(8), lambda m: len(m) > 8, settings=SEARCH)
+
+
+def test_stock_products_are_refuted_and_rows_one_by_one_are_not():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(301, 19).requires_grad_(False)
+    samples = tensors((8, 301), layouts=["contiguous"])
+
+    def by_row(x):
+        # Copied, because MKL's bits also depend on where in memory a row starts.
+        return torch.cat([model(row.unsqueeze(0).clone()) for row in x])
+
+    def varies(fn, x, members):
+        together = fn(x[list(members)])
+        return any(
+            not same_bits(together[place], fn(x[sample : sample + 1])[0])
+            for place, sample in enumerate(members)
+        )
+
+    _, members = find(st.tuples(samples, batches(8)), lambda drawn: varies(model, *drawn), settings=SEARCH)
+    assert len(members) == 2
+
+    @given(x=samples, members=batches(8))
+    def rows_alone_agree(x, members):
+        assert not varies(by_row, x, members)
+
+    rows_alone_agree()
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+@given(x=tensors((4, extents(70)), nan=True, inf=True))
+def test_they_serve_the_assertion(x):
+    x = x.clone()
+    x[:, 0] = torch.arange(4.0)  # no two samples are equal
+    assert_batch_invariant(lambda x: x * 3 + 1, x, sizes=(2, 3))
+
+
+def test_what_is_unknown_is_refused():
+    for wrong, message in (
+        (tensors((2,), values=["huge"]), r"values \['huge'\] unknown"),
+        (tensors((2,), layouts=["sparse"]), r"layouts \['sparse'\] unknown"),
+        (tensors((2,), dtypes=[torch.int64]), r"dtypes \[torch.int64\] not supported"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find(wrong, lambda x: True, settings=SEARCH)
+    with pytest.raises(ValueError, match="no batch of 3 samples has 4 to 3 members"):
+        batches(3, min_size=4, repeats=False)
+
+
+def test_hypothesis_is_imported_when_used_alone():
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "from bi_compile.testing import assert_batch_invariant, bisect\n"
+        "try:\n    import bi_compile.testing.strategies\n"
+        "except ImportError as error:\n    assert 'pip install hypothesis' in str(error), error\n"
+        "else:\n    raise SystemExit('imported without hypothesis')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
