@@ -1,7 +1,7 @@
 """Every Python snippet of README.md and docs/ runs: block after block in one process per page.
 
-A function named test_* is called, as pytest would. A ```text block right after a snippet is its exact output
-when the line above says "prints".
+A function named test_* is called, as pytest would, if it takes no arguments or hypothesis gives them. A
+```text block right after a snippet is its exact output when the line above says "prints".
 """
 
 import re
@@ -33,8 +33,8 @@ def as_script(page: Path) -> str:
     """One program of all blocks; each says where it starts, so that a failure names its snippet."""
     parts = []
     for number, (code, output) in enumerate(snippets(page), 1):
-        tests = re.findall(r"^def (test_\w+)\(\)", code, re.M)
-        calls = "".join(f"{name}()\n" for name in tests)
+        tests = re.findall(r"^(?:@given\(.*\)\ndef (test_\w+)\(|def (test_\w+)\(\))", code, re.M)
+        calls = "".join(f"{drawn or plain}()\n" for drawn, plain in tests)
         parts.append(f"_run({number}, {code + calls!r}, {output or None!r})")
     return _RUNNER + "\n".join(parts) + "\n"
 
@@ -74,7 +74,9 @@ def test_a_wrong_output_and_a_failing_test_are_noticed(tmp_path: Path):
     for broken in (
         "```python\nprint(1)\n```\n\nprints\n\n```text\n2\n```\n",
         "```python\ndef test_x():\n    1 / 0\n```\n",
+        "```python\nfrom hypothesis import given, strategies\n"
+        "@given(x=strategies.just(1))\ndef test_x(x):\n    x / 0\n```\n",
     ):
         page.write_text(broken)
         run = subprocess.run([sys.executable, "-c", as_script(page)], capture_output=True, text=True)
-        assert run.returncode != 0, broken
+        assert re.search("AssertionError|ZeroDivisionError", run.stderr), broken

@@ -17,7 +17,7 @@ from bi_compile.testing.outputs import Outputs, batch_dims_of_outputs, row_of
 from bi_compile.testing.recording import Op, Recording, record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FirstDifference:
     """Where a sample's bits part from those it has alone. `str()` of it is the whole story."""
 
@@ -42,6 +42,9 @@ class FirstDifference:
     @property
     def sample(self) -> int:
         return self.members[self.position]
+
+    def __repr__(self) -> str:
+        return f"<FirstDifference: {self.op or 'no op'}, {self.where or self.module}>"
 
     def __str__(self) -> str:
         return "\n  ".join([self.what, *self.details])

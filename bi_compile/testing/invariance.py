@@ -71,6 +71,7 @@ def assert_batch_invariant(
     position, the element, both values and their distance in ulps), VacuousCheckError when the check could not
     have failed, InaccurateResultError when the reference is missed.
     """
+    __tracebackhide__ = True  # pytest then shows the user's line above the message
     pool = Pool.of(inputs, batch_dims, padding)
     refuse_single(sizes)
     check = _Check(pool, tuple(sizes), trials, tuple(neighbours), seed)
@@ -93,6 +94,7 @@ class _Check:
 
     def run(self, fn: Callable[..., Any]) -> tuple[tuple[int, int, int], list[Outputs], tuple[str, ...]]:
         """Compare all batches; returns (batches, rows, elements), the results alone, the ignored outputs."""
+        __tracebackhide__ = True
         pool = self.pool
         called = [call(fn, pool, pool.alone(sample)) for sample in range(pool.size)]
         alone, ignored = [outputs for outputs, _ in called], called[0][1]
@@ -109,6 +111,7 @@ class _Check:
         return (batches, rows, elements), alone, ignored
 
     def _compare(self, outputs: Outputs, alone: list[Outputs], dims: dict[str, int], batch: Batch) -> int:
+        __tracebackhide__ = True
         pool, elements = self.pool, 0
         for name, dim in dims.items():
             bad: list[tuple[int, torch.Tensor, torch.Tensor]] = []

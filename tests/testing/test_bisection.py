@@ -80,6 +80,7 @@ def test_a_planted_op_is_named_with_its_line(defect, samples):
     code, line = inspect.getsourcelines(defect)
     assert found.where == f"{__file__}:{line + 1}, in {defect.__name__}:  {code[1].strip()}"
     assert found.module == "Planted"
+    assert repr(found) == f"<FirstDifference: {found.op}, {found.where}>"
     story = str(found)
     assert story.startswith(f"{found.op} is the first op whose bits change with the batch\n")
     assert found.where in story
