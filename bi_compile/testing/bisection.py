@@ -71,9 +71,10 @@ def bisect(
     under: a context in which fn is run, such as `bi_compile.eager`; the ops are those that reach PyTorch
         below it. Without it they are those of eager PyTorch.
 
-    The result of `torch.compile` is run without its compiler, op by op: the ops of a compiled graph cannot be
-    seen. For backend="batch_invariant", `under=bi_compile.eager` runs the same canonical ops; for any other
-    backend the op is named that eager PyTorch varies, which need not be the compiled graph's.
+    The result of `torch.compile` is run without its compiler, op by op, here or anywhere in fn: the ops of a
+    compiled graph cannot be seen. For backend="batch_invariant", `under=bi_compile.eager` runs the same
+    canonical ops; for any other backend the op is named that eager PyTorch varies, which need not be the
+    compiled graph's.
 
     Ops are seen below autograd. Views and copies compute nothing and are passed over; sparse and nested
     tensors are not compared. All results of two runs are held in memory.
@@ -149,7 +150,7 @@ def _explain(
         *note,
     ]
     return FirstDifference(
-        f"{op.name} is the first op whose bits change with the batch",
+        f"{op.name} is the first op {'seen to' if unknown else 'whose bits'} change with the batch",
         op.name,
         op.where,
         op.module,

@@ -233,7 +233,35 @@ def test_an_op_that_cannot_be_matched_is_listed(samples):
     found = bisect(packs, samples, sizes=SIZES)
     assert found is not None
     assert found.op == "aten.sum.default"
+    assert found.what == "aten.sum.default is the first op seen to change with the batch"
     assert any("aten.index.Tensor" in line and "not compared" in line for line in found.details)
+
+
+def test_ops_on_packed_rows_are_listed_before_the_one_that_unpacks_them(samples):
+    def packed(x):
+        chosen = x[:, 0] > -2000
+        y = torch.zeros_like(x)
+        y[chosen] = x[chosen] * (1 + 2**-20 * (len(x) > 1))
+        return y
+
+    found = bisect(packed, samples, sizes=(2,), neighbours=())
+    assert found is not None
+    assert found.op == "aten.mul.Tensor", "all rows are chosen, so the packed shape still tells"
+
+    def some(x):
+        chosen = x > 0
+        y = torch.zeros_like(x)
+        y[chosen] = x[chosen] * (1 + 2**-20 * (len(x) > 1))
+        return y
+
+    found = bisect(some, samples, sizes=(2,), neighbours=())
+    assert found is not None
+    assert found.op == "aten.index_put_.default"
+    assert "seen to change" in found.what
+    assert [line.split(": ")[1].split(",")[0] for line in found.details if "not compared" in line] == [
+        "aten.index.Tensor",
+        "aten.mul.Tensor",
+    ]
 
 
 def test_a_difference_outside_torch_names_no_op(samples):
@@ -271,6 +299,17 @@ def test_what_torch_compile_was_given_is_run_without_it(samples):
         assert found is not None
         assert found.op == "aten.mean.dim"
         assert "these are not the compiled ops" in str(found)
+
+
+@pytest.mark.parametrize("backend", ["inductor", "batch_invariant"])
+def test_a_compiled_part_is_run_op_by_op_too(samples, backend):
+    part = torch.compile(Planted(mean_of_all).eval(), backend=backend)
+    found = bisect(lambda x: part(x) * 2, samples, sizes=(2,))
+    assert found is not None
+    assert found.op is not None
+    assert found.op.split(".")[:2] in (["aten", "mean"], ["bi_compile", "mean"])
+    assert found.where is not None
+    assert found.where.endswith("in mean_of_all:  return x - x.mean(0)")
 
 
 def test_our_ops_are_named_under_our_eager_mode(samples):
