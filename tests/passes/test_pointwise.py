@@ -141,3 +141,23 @@ def test_a_function_outside_the_list_is_refused_by_name():
         bi_compile.eager(),
     ):
         torch.digamma(torch.ones(3))
+
+
+WIDENED = {
+    "full": lambda x: torch.full((), 0.3).double() * x,
+    "full in bf16": lambda x: torch.full((3,), 0.3, dtype=torch.bfloat16).float() * x,
+    "filled": lambda x: x.float().fill_(0.3).double() * x,
+    "product of constants": lambda x: (torch.ones(3) * 0.3).double() * x,
+    "large integers": lambda x: (torch.arange(2**25 - 1, 2**25 + 2).float() * 3 + 1).double() * x,
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_constants_round_to_their_dtype_before_they_are_widened(name):
+    torch.compiler.reset()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with bi_compile.eager():
+        want = WIDENED[name](x)
+    got = torch.compile(WIDENED[name], backend="batch_invariant")(x)
+    assert_same_bits(got, want)
+    assert_same_bits(want, WIDENED[name](x))

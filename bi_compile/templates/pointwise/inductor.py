@@ -17,7 +17,7 @@ def canonical_codegen() -> Iterator[None]:
     depend on whether a fused kernel happened to vectorise. In Triton, its quotients are approximate and
     some functions are not those of eager calls.
     """
-    from torch._inductor import lowering
+    from torch._inductor import index_propagation, lowering
     from torch._inductor.codegen import cpp, triton
 
     with ExitStack() as stack:
@@ -30,6 +30,12 @@ def canonical_codegen() -> Iterator[None]:
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
         # On other devices than the CPU it multiplies with the reciprocal of a divisor that it knows.
         stack.enter_context(mock.patch.object(lowering, "get_constant_value", return_value=None))
+        # Arithmetic on constants known while generating, meant for indices, has no roundings between its steps.
+        symbolic = index_propagation.SymPyOps
+        for name in ("constant", "to_dtype"):
+            stack.enter_context(
+                mock.patch.object(symbolic, name, staticmethod(_integers_only(symbolic, name)))
+            )
         for name, (arguments, expression) in expressions().items():
             vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
             vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
@@ -39,6 +45,15 @@ def canonical_codegen() -> Iterator[None]:
         # asks for; from 2.13 on the host skips it itself.
         stack.enter_context(mock.patch.object(cpp.CppKernel, "cache_dtype_convert", return_value=None))
         yield
+
+
+def _integers_only(symbolic: Any, name: str) -> Callable[..., Any]:
+    stock = getattr(symbolic, name)
+
+    def build(value: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        return NotImplemented if dtype.is_floating_point else stock(value, dtype, *args, **kwargs)
+
+    return build
 
 
 def _triton_code(name: str, arguments: int) -> Callable[..., str]:
