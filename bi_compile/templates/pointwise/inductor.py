@@ -30,7 +30,7 @@ def canonical_codegen() -> Iterator[None]:
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
         # On other devices than the CPU it multiplies with the reciprocal of a divisor that it knows.
         stack.enter_context(mock.patch.object(lowering, "get_constant_value", return_value=None))
-        # Arithmetic on constants known while generating, meant for indices, has no roundings between its steps.
+        # Its arithmetic on constants, meant for indices, has no roundings between the steps.
         symbolic = index_propagation.SymPyOps
         for name in ("constant", "to_dtype"):
             stack.enter_context(
