@@ -19,13 +19,17 @@ from bi_compile.pipeline import decompositions
 from bi_compile.report import LEFT_ALONE, MIXES, collect
 from bi_compile.verify import verify
 
+hermite = torch.special.hermite_polynomial_h
 X = torch.randn(4, 6)
 REFUSED = {
     "qr over the batch": (lambda x: torch.linalg.qr(x).R, "aten.linalg_qr"),
     "batch_norm": (nn.BatchNorm1d(6).train(), "mixes the samples of a batch"),
     "dropout": (lambda x: F.dropout(x, 0.5), "random numbers depend on the position"),
-    "digamma": (torch.digamma, "aten.digamma"),
-    "complex": (lambda x: torch.view_as_real(torch.complex(x, x) * torch.complex(x, x)), "torch.complex64"),
+    "a polynomial": (lambda x: hermite(x, 3), "aten.special_hermite_polynomial_h"),
+    "narrow complex": (
+        lambda x: torch.view_as_real(torch.complex(x.half(), x.half()) * 2),
+        "torch.complex32",
+    ),
 }
 
 
@@ -42,38 +46,41 @@ def test_the_users_line_is_named():
     torch.compiler.reset()
 
     def model(x):
-        return torch.digamma(x)  # the line to be named
+        return hermite(x, 3)  # the line to be named
 
-    with pytest.raises(Exception, match=r"test_verify.py:\d+, in model:  return torch.digamma\(x\)"):
+    with pytest.raises(Exception, match=r"test_verify.py:\d+, in model:  return hermite\(x, 3\)"):
         torch.compile(model, backend="batch_invariant")(X)
 
 
 def test_warn_leaves_the_op_and_reports_it():
     torch.compiler.reset()
     compiled = torch.compile(
-        lambda x: torch.digamma(x), backend="batch_invariant", options={"on_unsupported": "warn"}
+        lambda x: hermite(x, 1), backend="batch_invariant", options={"on_unsupported": "warn"}
     )
-    with collect() as report, pytest.warns(RuntimeWarning, match="leaves aten.digamma.default alone"):
-        assert torch.equal(compiled(X), torch.digamma(X))
-    assert [v.op for v in report.left_alone] == ["aten.digamma.default"]
+    with (
+        collect() as report,
+        pytest.warns(RuntimeWarning, match="leaves aten.special_hermite_polynomial_h.n_scalar alone"),
+    ):
+        assert torch.equal(compiled(X), hermite(X, 1))
+    assert [v.op for v in report.left_alone] == ["aten.special_hermite_polynomial_h.n_scalar"]
     assert report.left_alone[0].kind == LEFT_ALONE
-    assert "no promise for aten.digamma.default" in str(report)
+    assert "no promise for aten.special_hermite_polynomial_h.n_scalar" in str(report)
 
 
 def test_warn_warns_again_when_results_could_come_from_a_cache():
     for _ in range(2):
         torch.compiler.reset()
         compiled = torch.compile(
-            lambda x: torch.digamma(x) + 1, backend="batch_invariant", options={"on_unsupported": "warn"}
+            lambda x: hermite(x, 3) + 1, backend="batch_invariant", options={"on_unsupported": "warn"}
         )
-        with pytest.warns(RuntimeWarning, match="leaves aten.digamma.default alone"):
+        with pytest.warns(RuntimeWarning, match="leaves aten.special_hermite_polynomial_h.n_scalar alone"):
             compiled(X)
 
 
 def test_ignore_is_silent():
     torch.compiler.reset()
     compiled = torch.compile(
-        lambda x: torch.digamma(x), backend="batch_invariant", options={"on_unsupported": "ignore"}
+        lambda x: hermite(x, 3), backend="batch_invariant", options={"on_unsupported": "ignore"}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
