@@ -62,15 +62,12 @@ class Block:
         return torch.compiler.disable(run, reason="bi_compile.eager")
 
 
+_NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
 _NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
 _HIGHER_ORDER = (
     "write it with ordinary ops; in place of flex_attention's score_mod and block_mask, give "
     "scaled_dot_product_attention a mask"
 )
-
-
-def _refused(func: Any, what: str, way_out: str) -> UnsupportedOpError:
-    return UnsupportedOpError(str(func), signature=what, where=None, reason=way_out)
 
 
 class _WholeOps(TorchFunctionMode):
@@ -90,11 +87,9 @@ class _CanonicalOps(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(t.__name__ == "NestedTensor" for t in types):
-            raise _refused(func, "a nested tensor", _NESTED)
+            raise UnsupportedOpError(str(func), signature="a nested tensor", where=None, reason=_NESTED)
         if isinstance(func, torch._ops.HigherOrderOperator):
-            if self._on_unsupported == "error":
-                raise _refused(func, "an operator that takes functions", _HIGHER_ORDER)
-            return func(*args, **kwargs)
+            return self._unsupported(func, args, kwargs, "an operator that takes functions", _HIGHER_ORDER)
         if func.namespace == "bi_compile":
             return func(*args, **kwargs)
         functional = _functional_form(func)
@@ -119,15 +114,14 @@ class _CanonicalOps(TorchDispatchMode):
                     return result
         return self._unsupported(func, args, kwargs)
 
-    def _unsupported(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _unsupported(
+        self, func: Any, args: Any, kwargs: Any, what: str | None = None, reason: str = _NO_ORDER
+    ) -> Any:
+        """Refuse a call, or run it as stock PyTorch and say so, as the options have it."""
         if self._on_unsupported == "error":
             shapes = [f"{t.dtype}{list(t.shape)}".removeprefix("torch.") for t in _tensors((args, kwargs))]
-            raise UnsupportedOpError(
-                str(func),
-                signature=f"inputs {', '.join(shapes) or 'none'}",
-                where=None,
-                reason="its result may depend on an order of evaluation that nobody has fixed",
-            )
+            signature = what or f"inputs {', '.join(shapes) or 'none'}"
+            raise UnsupportedOpError(str(func), signature=signature, where=None, reason=reason)
         if self._on_unsupported == "report":
             stack = traceback.extract_stack()
             dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch", stack)

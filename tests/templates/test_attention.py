@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+import contextlib
 import hashlib
 import math
 import os
@@ -624,6 +625,19 @@ def test_bad_input_is_refused():
         attention(q, k, v[:, :, 1:], None, False, 1.0)
     with pytest.raises(RuntimeError, match="the mask is boolean, fp32 or of q's dtype"):
         attention(q, k, v, torch.ones(3, 4, dtype=torch.int32), False, 1.0)
+
+
+def test_an_operator_that_takes_functions_is_never_left_to_stock_unnoticed():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.randn(1, 2, 16, 8)
+    with (
+        torch.no_grad(),
+        pytest.warns(RuntimeWarning, match="flex_attention runs as stock PyTorch"),
+        contextlib.suppress(RuntimeError),  # stock flex_attention compiles itself, and not under every mode
+        bi_compile.eager(on_unsupported="warn"),
+    ):
+        flex_attention(q, q, q)
 
 
 def test_other_forms_of_attention_are_refused_by_name():
