@@ -19,11 +19,9 @@ Tensor = torch.Tensor
 _PARTS = (torch.complex64, torch.complex128)
 
 
-def is_complex(*values: Any) -> bool:
-    """Whether an op on these computes in complex64 or complex128; with complex32 nobody does."""
-    dtypes = [v.dtype for v in values if isinstance(v, Tensor) and v.dtype.is_complex]
-    numbers = any(isinstance(v, complex) for v in values)
-    return (bool(dtypes) or numbers) and all(dtype in _PARTS for dtype in dtypes)
+def is_complex(first: Any, *others: Any) -> bool:
+    """Whether an op on one or two of these computes in complex64 or complex128; in complex32 nobody does."""
+    return (torch.result_type(first, *others) if others else first.dtype) in _PARTS
 
 
 def made_of(real: Tensor, imag: Tensor) -> Tensor:

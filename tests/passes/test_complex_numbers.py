@@ -100,3 +100,11 @@ def test_gradients_are_those_of_float64():
             magnitude(leaf).backward()
         grads.append(leaf.grad.double())
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
+
+
+def test_complex_numbers_of_half_precision_are_nobodys():
+    """Their dtype is complex32, which has no arithmetic here: the call is left to the check of the graph."""
+    x = torch.randn(4, 3).half()
+    graph = traced(lambda x: x * 1j, x)
+    assert "aten.mul.Tensor" in op_names(graph)
+    assert graph.graph.output_node().args[0].meta["val"].dtype == torch.complex32
