@@ -9,7 +9,7 @@ Op
     rows: how many elements of that dim belong to one sample: 1, or S where it is B*S.
     results: the dim of each result along which the samples are joined.
 
-What a sample gets is the op's result on its own part of the tensors, each in contiguous, aligned memory: the
+What a sample gets is the op's result on its own part of the tensors, each copied to contiguous memory: the
 same call, on the same shapes and strides, whatever the batch. Without any batch dim the op runs once. Any
 dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
 """
@@ -22,9 +22,6 @@ from typing import Any, NamedTuple
 import torch
 
 Tensor = torch.Tensor
-
-_ALIGNMENT = 64
-"""Bytes. Fresh memory of PyTorch on a CPU begins at a multiple."""
 
 _library = torch.library.Library("bi_compile", "FRAGMENT")
 _library.define(
@@ -106,18 +103,12 @@ def _isolated(
     if samples == 0:
         return [_copy(result) for result in _run(call, [_copy(t) for t in tensors], numbers)]
     split = [
-        [_alone(part) for part in t.split(n, d)] if d >= 0 else [_copy(t)] * samples
+        [_copy(part) for part in t.split(n, d)] if d >= 0 else [_copy(t)] * samples
         for t, d, n in zip(tensors, dims, rows, strict=True)
     ]
     parts = [_run(call, own, numbers) for own in zip(*split, strict=True)]
     by_result = zip(zip(*parts, strict=True), results, strict=True)
     return [torch.cat(values, dim) for values, dim in by_result]
-
-
-def _alone(part: Tensor) -> Tensor:
-    """A sample in contiguous memory that begins as fresh memory does: kernels look at that too."""
-    fresh = part.is_contiguous() and part.data_ptr() % _ALIGNMENT == 0
-    return part if fresh else _copy(part)
 
 
 def _copy(part: Tensor) -> Tensor:
