@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bi_compile.errors import BatchInvariantError, LeakWarning, RecompileLimitError
-from bi_compile.report import SKIPPED, Break, Leak, record_break, record_leak
+from bi_compile.report import Break, Leak, record_break, record_leak
 
 
 @dataclass
@@ -201,12 +201,13 @@ def _report(attempt: _Attempt, frame: Any) -> None:
     if error is not None and isinstance(refusal, BatchInvariantError):
         raise error  # under suppress_errors the frame would run nevertheless
     code = frame.f_code
-    skipped = SKIPPED if not attempt.asked and not code.co_filename.startswith(_CALLS) else None
-    reason = _sentence(str(error)) if error is not None else skipped
+    skipped = not attempt.asked and not code.co_filename.startswith(_CALLS)
+    reason = _sentence(str(error)) if error is not None else "Dynamo skips its file" if skipped else None
     if reason is not None and _has_tensors(frame):
         function = f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
         where = user_line(getattr(error, "real_stack", ())) or function
-        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {reason}", where))
+        library = error is None and code.co_filename.startswith(_LIBRARIES)
+        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {reason}", where, library))
     elif error is None:
         reason = None
         for broken, stack in attempt.breaks:
@@ -255,6 +256,7 @@ def _sentence(reason: str) -> str:
 
 _TORCH = Path(torch.__file__).parent
 _OURS = (str(_TORCH), str(Path(__file__).parent))
+_LIBRARIES = (f"{_TORCH}{os.sep}", "<frozen ")
 _CALLS = tuple(
     str(_TORCH / part) for part in ("_dynamo", "_compile", "compiler", "_jit", "nn/modules/module.py")
 )

@@ -17,9 +17,6 @@ MIXES = "mixes the batch"
 UNKNOWN = "unknown"
 LEFT_ALONE = "left alone"
 
-SKIPPED = "Dynamo skips its file"
-"""Why a function of a library runs outside graphs."""
-
 REFUSED = frozenset((MIXES, LEFT_ALONE))
 """Kinds that stop the compilation under on_unsupported="error"."""
 
@@ -61,10 +58,12 @@ class Break:
     Through these the batch is not followed.
 
     reason: in Dynamo's words, one line. where: the user's line, if known.
+    library: whether it is a function of PyTorch or Python itself, which Dynamo skips by its file.
     """
 
     reason: str
     where: str | None = None
+    library: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "refused": [asdict(verdict) for verdict in report.refused],
         "unknown": [asdict(verdict) for verdict in report.unknown],
         "isolated": [asdict(verdict) for verdict in report.isolated],
-        "breaks": [asdict(found) for found in report.breaks],
+        "breaks": [{"reason": found.reason, "where": found.where} for found in report.breaks],
         "leaks": [asdict(leak) for leak in report.leaks],
         "trees": trees(report),
         "graphs": [_graph(graph) for graph in report.graphs],

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from bi_compile.report import REFUSED, SKIPPED, UNKNOWN, Break, Graph, Report, Verdict
+from bi_compile.report import REFUSED, UNKNOWN, Graph, Report, Verdict
 from bi_compile.report.rungs import rungs
 
 
@@ -52,22 +52,16 @@ def _summary(report: Report) -> Iterator[str]:
     for number, graph in enumerate(report.graphs):
         if graph.not_promised:
             yield f"not promised: output {', '.join(graph.not_promised)} of graph {number}"
-    inside = [found for found in report.breaks if _is_inside_torch(found)]
-    for found in report.breaks:
-        if found not in inside:
-            yield from _problem("graph break", found.reason, found.where)
-    if inside:
-        yield f"outside graphs too: {_plural(len(inside), 'function')} of PyTorch and Python called there"
+    # A library's functions are mostly called by one of the user's that is listed itself.
+    listed = [found for found in report.breaks if not found.library] or report.breaks
+    for found in listed:
+        yield from _problem("graph break", found.reason, found.where)
+    if inside := len(report.breaks) - len(listed):
+        yield f"outside graphs too: {_plural(inside, 'function')} of PyTorch and Python called there"
     for leak in report.leaks:
         yield from _problem("no promise", leak.reason, leak.where)
     if report.error:
         yield from report.error.splitlines()
-
-
-def _is_inside_torch(found: Break) -> bool:
-    """Whether Dynamo skipped the function because it is not the user's: its caller is listed."""
-    where = (found.where or "").replace("\\", "/")
-    return found.reason.endswith(SKIPPED) and ("/torch/" in where or where.startswith("<frozen"))
 
 
 def named_path(verdict: Verdict, graph: Graph) -> list[str]:

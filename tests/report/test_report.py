@@ -144,13 +144,19 @@ def test_functions_of_libraries_outside_graphs_are_counted_not_listed():
     report = Report(
         "m",
         breaks=[
-            Break("all of 'mine' runs outside graphs: Dynamo skips its file", "model.py:3, in mine"),
+            Break(
+                "all of 'mine' runs outside graphs: Dynamo skips its file",
+                "/home/me/torch/model.py:3, in mine",
+            ),
             Break(
                 "all of 'forward' runs outside graphs: Dynamo skips its file",
                 "/lib/torch/nn/a.py:1, in forward",
+                True,
             ),
             Break(
-                "all of '__iter__' runs outside graphs: Dynamo skips its file", "<frozen abc>:1, in __iter__"
+                "all of '__iter__' runs outside graphs: Dynamo skips its file",
+                "<frozen abc>:1, in __iter__",
+                True,
             ),
         ],
     )
