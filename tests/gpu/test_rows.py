@@ -9,7 +9,7 @@ from bi_compile.templates.pointwise import contract as pointwise
 from bi_compile.templates.reduction import oracle
 from bi_compile.templates.softmax import oracle as softmax_oracle
 from tests.bits import assert_same_bits, same_bits
-from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, data
+from tests.templates.rows import DTYPES, EXACT, LAYOUTS, NEIGHBOURS, data
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 LENGTHS = (1, 2, 31, 33, 384, 1023, 1025, 4096, 5000)
@@ -25,13 +25,7 @@ exp, log = device_function("exp"), device_function("log")
 
 # Exact and rounding operations alone: the device has the CPU's bits.
 OPS = {
-    "sum": (reduction.sum, oracle.sum),
-    "mean": (reduction.mean, oracle.mean),
-    "prod": (reduction.prod, oracle.prod),
-    "amax": (reduction.amax, oracle.amax),
-    "amin": (reduction.amin, oracle.amin),
-    "argmax": (reduction.argmax, oracle.argmax),
-    "argmin": (reduction.argmin, oracle.argmin),
+    **{name: (getattr(reduction, name), getattr(oracle, name)) for name in EXACT},
     "var": (reduction.var, oracle.var),
     "mean of var_mean": (lambda x, *a: reduction.var_mean(x, *a)[1], oracle.mean),
     "logsumexp": (reduction.logsumexp, lambda rows: oracle.logsumexp(rows, exp, log)),

@@ -9,7 +9,7 @@ import torch
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
 from tests.interpreted.compiled import run_compiled
-from tests.templates.rows import DTYPES, LAYOUTS, data
+from tests.templates.rows import DTYPES, EXACT, LAYOUTS, data
 
 from bi_compile.templates.normalization import gpu as normalization  # isort: skip
 from bi_compile.templates.normalization import oracle as normalization_oracle  # isort: skip
@@ -21,13 +21,7 @@ from bi_compile.templates.softmax import oracle as softmax_oracle  # isort: skip
 exp, log = interpreter.numpy_function("exp"), interpreter.numpy_function("log")
 
 OPS = {
-    "sum": (reduction.sum, oracle.sum),
-    "mean": (reduction.mean, oracle.mean),
-    "prod": (reduction.prod, oracle.prod),
-    "amax": (reduction.amax, oracle.amax),
-    "amin": (reduction.amin, oracle.amin),
-    "argmax": (reduction.argmax, oracle.argmax),
-    "argmin": (reduction.argmin, oracle.argmin),
+    **{name: (getattr(reduction, name), getattr(oracle, name)) for name in EXACT},
     "var": (lambda x, dims, keep: reduction.var(x, dims, 1.0, keep), oracle.var),
     "mean of var_mean": (lambda x, dims, keep: reduction.var_mean(x, dims, 1.0, keep)[1], oracle.mean),
     "logsumexp": (reduction.logsumexp, lambda rows: oracle.logsumexp(rows, exp, log)),

@@ -16,6 +16,10 @@ NEIGHBOURS = (float("nan"), float("inf"), -float("inf"), 3e4, 0.0)
 LENGTHS = st.one_of(st.integers(1, 70), st.sampled_from((127, 384, 1023, 1024, 1025, 2049, 3100)))
 
 
+EXACT = ("sum", "mean", "prod", "amax", "amin", "argmax", "argmin")
+"""Reductions whose op and oracle take a row and nothing else."""
+
+
 def vector(name: str):
     """The at::vec function the kernels use, as a function of a tensor."""
     return lambda x: pointwise.unary(x, name)

@@ -11,6 +11,7 @@ from bi_compile.templates.reduction import oracle
 from tests.bits import assert_same_bits, same_bits
 from tests.templates.rows import (
     DTYPES,
+    EXACT,
     LAYOUTS,
     LENGTHS,
     NEIGHBOURS,
@@ -26,13 +27,7 @@ exp, log = vector("exp"), vector("log")
 
 # name -> (the op, its oracle on rows); both take what else the op takes by keyword.
 OPS = {
-    "sum": (reduction.sum, oracle.sum),
-    "mean": (reduction.mean, oracle.mean),
-    "prod": (reduction.prod, oracle.prod),
-    "amax": (reduction.amax, oracle.amax),
-    "amin": (reduction.amin, oracle.amin),
-    "argmax": (reduction.argmax, oracle.argmax),
-    "argmin": (reduction.argmin, oracle.argmin),
+    **{name: (getattr(reduction, name), getattr(oracle, name)) for name in EXACT},
     "var": (reduction.var, oracle.var),
     "var, correction 0": (
         lambda x, **k: reduction.var(x, correction=0, **k),
