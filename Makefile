@@ -44,7 +44,7 @@ kernels: $(INSTALLED)
 	$(BIN)/python tests/build_kernels.py
 
 architectures: kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.run --resume
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.run --resume --jobs 2
 
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -1,7 +1,8 @@
 """The whole list, each architecture in its own process: `make architectures` writes docs/architectures.md.
 
-`python -m tests.architectures.run [--only TEXT] [--resume]`. Results are kept in out/architectures.json as
-they come: --resume goes on where a run was interrupted, --only runs the entries whose name holds the text.
+`python -m tests.architectures.run [--only TEXT] [--resume] [--jobs N]`. Results are kept in
+out/architectures.json as they come: --resume goes on where a run was interrupted, --only runs the entries
+whose name holds the text, --jobs runs that many at a time.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +31,10 @@ same inputs (fp32, bf16)?
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--only", default="")
     options.add_argument("--resume", action="store_true")
+    options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--one", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.one:
@@ -41,26 +44,34 @@ def main() -> None:
 
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() and (chosen.resume or chosen.only) else {}
-    for family, entries in FAMILIES.items():
-        for entry in entries:
-            if chosen.only not in entry.name or (chosen.resume and entry.name in known):
-                continue
-            start = time.perf_counter()
-            known[entry.name] = {"family": family, **_in_a_process(entry.name)}
+    chosen_names = {
+        entry.name: family
+        for family, entries in FAMILIES.items()
+        for entry in entries
+        if chosen.only in entry.name and not (chosen.resume and entry.name in known)
+    }
+    with ThreadPoolExecutor(chosen.jobs) as workers:
+        running = {workers.submit(_in_a_process, name): name for name in chosen_names}
+        for done in as_completed(running):
+            name = running[done]
+            verdicts, seconds = done.result()
+            known[name] = {"family": chosen_names[name], **verdicts}
             RESULTS.write_text(json.dumps(known, indent=1))
-            found = {dtype: _cell(known[entry.name][dtype]) for dtype in ("fp32", "bf16")}
-            print(f"{entry.name:<24} {found}  {time.perf_counter() - start:.0f} s", flush=True)
+            found = {dtype: _cell(verdicts[dtype]) for dtype in ("fp32", "bf16")}
+            print(f"{name:<24} {found}  {seconds:.0f} s", flush=True)
     PAGE.write_text(render(known, [entry.name for entries in FAMILIES.values() for entry in entries]))
 
 
-def _in_a_process(name: str) -> dict:
+def _in_a_process(name: str) -> tuple[dict, float]:
     command = [sys.executable, "-m", "tests.architectures.run", "--one", name]
+    start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, check=False)
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        verdicts = json.loads(done.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:
         failed = {"kind": "failed", "detail": type(error).__name__}
-        return {"fp32": failed, "bf16": failed, "stock": {}}
+        verdicts = {"fp32": failed, "bf16": failed, "stock": {}}
+    return verdicts, time.perf_counter() - start
 
 
 def _examine(name: str) -> dict:
@@ -88,7 +99,9 @@ def render(known: dict, listed: list[str]) -> str:
         "| architecture | family | fp32 | bf16 | stock varies |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, result in known.items():
+    for name in listed:
+        if (result := known.get(name)) is None:
+            continue
         stock = ", ".join("yes" if varies else "no" for varies in result["stock"].values())
         lines.append(
             f"| {name} | {result['family']} | {_cell(result['fp32'])} | {_cell(result['bf16'])} | {stock} |"
