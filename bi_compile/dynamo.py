@@ -280,6 +280,28 @@ def user_line(stack: Sequence[traceback.FrameSummary]) -> str | None:
 _frames: set[int] = set()
 
 
+class UncompiledFlexAttention:
+    """Within, flex_attention calls its operator itself and asks no Dynamo, which refuses under a mode."""
+
+    _flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    _lock = threading.Lock()
+    _open = 0
+
+    def __enter__(self) -> None:
+        self._count(+1)
+
+    def __exit__(self, *error: Any) -> None:
+        self._count(-1)
+
+    @classmethod
+    def _count(cls, change: int) -> None:
+        import torch.nn.attention.flex_attention as module
+
+        with cls._lock:
+            cls._open += change
+            setattr(module, cls._flag, cls._open > 0)
+
+
 class _RecompileLimit(logging.Filter):
     """Turns Dynamo's silent step to eager execution into an error, for functions this backend compiled."""
 

@@ -46,6 +46,7 @@ class Block:
 
     def __enter__(self) -> None:
         with ExitStack() as modes:
+            modes.enter_context(dynamo.UncompiledFlexAttention())
             modes.enter_context(_WholeOps())
             modes.enter_context(_CanonicalOps(self._on_unsupported))
             self._open.append(modes.pop_all())
@@ -64,10 +65,7 @@ class Block:
 
 _NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
 _NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
-_HIGHER_ORDER = (
-    "write it with ordinary ops; in place of flex_attention's score_mod and block_mask, give "
-    "scaled_dot_product_attention a mask"
-)
+_HIGHER_ORDER = "write it with ordinary ops"
 
 
 class _WholeOps(TorchFunctionMode):
@@ -89,6 +87,9 @@ class _CanonicalOps(TorchDispatchMode):
         if any(t.__name__ == "NestedTensor" for t in types):
             raise UnsupportedOpError(str(func), signature="a nested tensor", where=None, reason=_NESTED)
         if isinstance(func, torch._ops.HigherOrderOperator):
+            if (build := captured(func)) is not None:
+                with self:
+                    return build(*args, **kwargs)
             return self._unsupported(func, args, kwargs, "an operator that takes functions", _HIGHER_ORDER)
         if func.namespace == "bi_compile":
             return func(*args, **kwargs)

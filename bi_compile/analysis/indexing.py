@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from bi_compile.analysis.axes import ALIGNED, RETURNING, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
@@ -71,6 +72,8 @@ def index(call: Call) -> Flow:
     axes: list[Axis] = []
     for axis in flow.axes:
         if axis.dim in indexed:
+            if _counts_samples(given[axis.dim], x.meta["val"].shape[axis.dim]):
+                raise Unknown("it takes as many samples as there were when this graph was traced")
             chosen = _chosen(axis, call.flow(given[axis.dim]))
             assert chosen is not None
             # Numbers counted in the index's own dims, which may be fewer than those of all indices together.
@@ -84,6 +87,16 @@ def index(call: Call) -> Flow:
             before = sum(d not in indexed for d in range(axis.dim))
             axes.append(axis.at(before + (width if not together or axis.dim > front else 0)))
     return joined([(Flow(tuple(axes)), 0), (_without_known(rows, axes, front), 0)], 0) if rank else Flow()
+
+
+def _counts_samples(index: fx.Node, size: Any) -> bool:
+    """Whether an index is 0, 1, ... up to a symbolic size as first met: a graph break made a number of it."""
+    while len(index.all_input_nodes) == 1 and not _is_iota(index):
+        index = index.all_input_nodes[0]
+    if not _is_iota(index) or not isinstance(size, torch.SymInt):
+        return False
+    (length,) = index.meta["val"].shape
+    return isinstance(length, int) and length == size.node.hint
 
 
 def _without_known(rows: Flow, axes: list[Axis], front: int) -> Flow:

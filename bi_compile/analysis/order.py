@@ -48,10 +48,11 @@ at apart.
 
 CREATION = frozenset(
     """
-    arange empty empty_like empty_permuted empty_strided eye full full_like linspace new_empty new_full
-    new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like tril_indices triu_indices _assert_async
-    _assert_scalar _assert_tensor_metadata sym_constrain_range sym_constrain_range_for_size sym_numel
-    sym_size sym_storage_offset sym_stride is_pinned size stride numel
+    arange empty empty_like empty_permuted empty_strided eye full full_like linspace new_empty
+    new_empty_strided new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like
+    tril_indices triu_indices _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range
+    sym_constrain_range_for_size sym_numel sym_size sym_storage_offset sym_stride is_pinned size stride
+    numel
     """.split()
 )
 """Ops whose result holds no input values."""

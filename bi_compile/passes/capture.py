@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bi_compile.passes import recurrent
+from bi_compile.passes import flex_attention, recurrent, varlen_attention
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
 
@@ -93,13 +93,17 @@ CAPTURED = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention_op,
     torch._grouped_mm: _grouped_mm,
     **({F.grouped_mm: _grouped_mm} if hasattr(F, "grouped_mm") else {}),
+    **flex_attention.CAPTURED,
     **recurrent.CAPTURED,
     **COMPOSITES,
 }
 """Stock function -> our op or function of the same signature."""
 
-BY_NAME = {"transformers::grouped_mm_fallback": torch.ops.bi_compile.differentiable_grouped_mm.default}
-"""The same for ops of other packages, which may not be loaded: custom ops with a loop over stock products."""
+BY_NAME = {
+    "transformers::grouped_mm_fallback": torch.ops.bi_compile.differentiable_grouped_mm.default,
+    **varlen_attention.BY_NAME,
+}
+"""The same for ops of other packages, which may not be loaded: custom ops that call stock kernels."""
 
 
 def captured(target: Any) -> Any:

@@ -201,6 +201,16 @@ def test_rows_chosen_by_another_input_are_unknown():
     assert not finding.mixes
 
 
+def test_as_many_rows_as_there_were_samples_are_unknown():
+    """A graph break may hand on the number of samples as a number; any other number takes some of them."""
+    _, flow = analysed(lambda x: x[torch.arange(B)], ROWS, symbolic=True)
+    (finding,) = flow.findings.values()
+    assert not finding.mixes
+    _, flow = analysed(lambda x: x[torch.arange(B - 1)], ROWS, symbolic=True)
+    (finding,) = flow.findings.values()
+    assert finding.mixes
+
+
 @pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
 def test_shifted_samples_are_not_taken_for_their_own(symbolic):
     _, flow = analysed(lambda x: x + x.roll(1, 0), X, symbolic=symbolic)

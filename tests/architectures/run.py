@@ -62,6 +62,9 @@ def main() -> None:
     PAGE.write_text(render(known, [entry.name for entries in FAMILIES.values() for entry in entries]))
 
 
+_VARIES = {True: "yes", False: "no", None: "cannot run"}
+
+
 def _in_a_process(name: str) -> tuple[dict, float]:
     command = [sys.executable, "-m", "tests.architectures.run", "--one", name]
     start = time.perf_counter()
@@ -102,7 +105,7 @@ def render(known: dict, listed: list[str]) -> str:
     for name in listed:
         if (result := known.get(name)) is None:
             continue
-        stock = ", ".join("yes" if varies else "no" for varies in result["stock"].values())
+        stock = ", ".join(_VARIES[varies] for varies in result["stock"].values())
         lines.append(
             f"| {name} | {result['family']} | {_cell(result['fp32'])} | {_cell(result['bf16'])} | {stock} |"
         )

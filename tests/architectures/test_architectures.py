@@ -32,7 +32,7 @@ def _fresh_dynamo():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dynamic", DYNAMIC, ids="dynamic={}".format)
 def test_invariant_or_refused_as_expected(architecture, dtype, dynamic):
-    expected = Verdict(REFUSED, architecture.refused) if architecture.refused else Verdict(INVARIANT)
+    expected = Verdict(REFUSED, op) if (op := architecture.refused.get(dtype)) else Verdict(INVARIANT)
     assert check(architecture, dtype, dynamic=dynamic) == expected
 
 
@@ -41,7 +41,7 @@ def test_stock_pytorch_fails_the_same_check():
 
     How many change depends on the processor: on some, MKL has one kernel for all these small sizes.
     """
-    assert sum(stock_varies(architecture, "fp32") for architecture in CHOSEN) >= len(CHOSEN) // 4
+    assert sum(bool(stock_varies(architecture, "fp32")) for architecture in CHOSEN) >= len(CHOSEN) // 4
 
 
 def test_names_are_unique():

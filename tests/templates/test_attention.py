@@ -2,7 +2,6 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-import contextlib
 import hashlib
 import math
 import os
@@ -627,39 +626,14 @@ def test_bad_input_is_refused():
         attention(q, k, v, torch.ones(3, 4, dtype=torch.int32), False, 1.0)
 
 
-def test_an_operator_that_takes_functions_is_never_left_to_stock_unnoticed():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    q = torch.randn(1, 2, 16, 8)
-    with (
-        torch.no_grad(),
-        pytest.warns(RuntimeWarning, match="flex_attention runs as stock PyTorch"),
-        contextlib.suppress(RuntimeError),  # stock flex_attention compiles itself, and not under every mode
-        bi_compile.eager(on_unsupported="warn"),
-    ):
-        flex_attention(q, q, q)
-
-
-def test_other_forms_of_attention_are_refused_by_name():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    q = torch.randn(2, 4, 32, 16)
+def test_nested_tensors_are_refused_by_name():
     lengths = torch.nested.nested_tensor([torch.randn(5, 4, 16), torch.randn(9, 4, 16)], layout=torch.jagged)
     nested = lengths.transpose(1, 2)
-    for call, message in (
-        (lambda: flex_attention(q, q, q), r"flex_attention has no .*\n.*takes functions\n.*give scaled_dot"),
-        (
-            lambda: F.scaled_dot_product_attention(nested, nested, nested),
-            r"nested tensor\n  pad to one length",
-        ),
+    with (
+        pytest.raises(UnsupportedOpError, match=r"nested tensor\n  pad to one length"),
+        bi_compile.eager(),
     ):
-        with pytest.raises(UnsupportedOpError, match=message), bi_compile.eager():
-            call()
-    torch.compiler.reset()
-    compiled = torch.compile(flex_attention, backend="batch_invariant")
-    with pytest.raises(Exception, match="UnsupportedOpError: flex_attention has no batch-invariant lowering"):
-        compiled(q, q, q)
-    torch.compiler.reset()
+        F.scaled_dot_product_attention(nested, nested, nested)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,7 +3,8 @@
 from bi_compile.templates.attention.contract import (
     attention,
     attention_backward,
+    attention_with_logsumexp,
     scaled_dot_product_attention,
 )
 
-__all__ = ["attention", "attention_backward", "scaled_dot_product_attention"]
+__all__ = ["attention", "attention_backward", "attention_with_logsumexp", "scaled_dot_product_attention"]

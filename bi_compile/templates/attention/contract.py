@@ -261,14 +261,28 @@ def scaled_dot_product_attention(
     if mask is not None and mask.dim() >= 4 and len(leads[0]) > 2:
         mask = mask.expand(*leads[0][:-1], *mask.shape[-3:]).flatten(0, -4)
 
-    inputs = [t for t in (q, k, v, mask) if t is not None]
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    run: Any = _Attention.apply if differentiated else attention
-    out, lse = run(q, k, v, mask, is_causal, scale, softcap)
+    out, lse = attention_with_logsumexp(q, k, v, mask, scale, is_causal=is_causal, softcap=softcap)
     if sinks is not None:
         share = torch.sigmoid(lse - sinks.to(lse.dtype).unsqueeze(-1))
         out = (out.to(lse.dtype) * share.unsqueeze(-1)).to(out.dtype)
     return out if len(leads[0]) == 2 else out.reshape(*leads[0], *out.shape[-2:])
+
+
+def attention_with_logsumexp(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    *,
+    is_causal: bool = False,
+    softcap: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`bi_compile::attention` with gradients, shapes as there."""
+    inputs = [t for t in (q, k, v, mask) if t is not None]
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    run: Any = _Attention.apply if differentiated else attention
+    return run(q, k, v, mask, is_causal, scale, softcap)
 
 
 def _four_dims(x: torch.Tensor, lead: Sequence[int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ class Architecture:
     kind: what the model is fed, a key of SAMPLES.
     extra: further arguments of every call.
     size: of an image's side, or of a waveform.
-    refused: the op that stops its compilation, where that is known and expected.
+    refused: by dtype, the op that stops its compilation, where that is known and expected.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Architecture:
     kind: str = "text"
     extra: dict[str, Any] = field(default_factory=dict)
     size: int = 18
-    refused: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
     def build(self, dtype: torch.dtype) -> torch.nn.Module:
         """The model in evaluation mode, the same weights every time."""

@@ -168,7 +168,8 @@ DECODERS = (
             "max_seq_len": 32,
             "use_cache": False,
         },
-        "ALiBi, no biases",
+        "ALiBi, no biases; counted from the padded end, so padding moves every bias",
+        kind="unmasked",
     ),
     Architecture("stablelm", "StableLmForCausalLM", "StableLmConfig", DECODER, "partial rotary, layer norm"),
     Architecture(

@@ -145,6 +145,6 @@ ENCODERS = (
         "Fourier transform for attention",
         kind="unmasked",
         size=11,
-        refused="prims.convert_element_type",
+        refused={"bf16": "prims.convert_element_type"},  # stock PyTorch refuses it too
     ),
 )
