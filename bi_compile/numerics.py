@@ -64,6 +64,9 @@ ATTENTION_KV_SPLIT = 1024
 ATTENTION_GPU_KV_SPLIT = 512
 """The same on CUDA devices, where splits are also what a single query is shared out by."""
 
+ATTENTION_GPU_FIRST_SPLITS = 4
+"""This many first splits there have half the length: short contexts are shared out as well."""
+
 
 def tree_levels(leaves: int) -> int:
     """Depth of the balanced tree over `leaves` chunk sums anchored at chunk 0.

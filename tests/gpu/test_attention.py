@@ -63,21 +63,29 @@ def test_fp32_is_the_oracle():
 
 
 @EACH_DTYPE
-def test_every_tile_and_both_ways_through_splits(dtype, monkeypatch):
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_tile_and_both_ways_through_splits(dtype, masked, monkeypatch):
     q, k, v = inputs(2, 4, 2, 150, 2300, 64, 64, dtype)
-    whole = run(q, k, v, is_causal=True)
-    tiles = (16, 32) if dtype == torch.float32 else (16, 32, 64, 128)
-    for rows, warps, processors in itertools.product(tiles, (4, 8), (1, 10_000)):
+    mask = (torch.rand(2, 1, 150, 2300, device="cuda") > 0.3) if masked else None
+    whole = run(q, k, v, mask, is_causal=not masked)
+    tiles = [(16, 2), (16, 4), (16, 8)]
+    if dtype != torch.float32:
+        tiles += [(32, 4), (32, 8), (64, 4), (64, 8), (128, 8)]
+    for (rows, warps), processors, maps in itertools.product(tiles, (1, 10_000), (False, True)):
+        if not maps and warps != 8:
+            continue
         monkeypatch.setattr(gpu.Tile, "choose", lambda *a, r=rows, w=warps: gpu.Tile(r, w, 2))
         monkeypatch.setattr(gpu, "_multiprocessors", lambda x, p=processors: p)
-        assert_same_bits(run(q, k, v, is_causal=True), whole, f"{rows} {warps} {processors}")
+        monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x, m=maps: m)
+        found = run(q, k, v, mask, is_causal=not masked)
+        assert_same_bits(found, whole, f"{rows} {warps} {processors} {maps}")
 
 
 @EACH_DTYPE
 def test_full_forward_chunks_and_decoding_agree(dtype):
     q, k, v = inputs(2, 4, 2, 1300, 1300, 64, 64, dtype)
     whole = run(q, k, v, is_causal=True)
-    for i in (0, 1, 63, 64, 127, 1023, 1024, 1025, 1299):
+    for i in (0, 1, 63, 64, 127, 255, 256, 511, 512, 1023, 1024, 1025, 1299):
         row = run(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
         assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}")
     chunk = torch.ones(300, 1300, dtype=torch.bool, device="cuda").tril(1000)
@@ -101,6 +109,54 @@ def test_a_sample_is_the_same_in_any_batch_and_padding(dtype):
             alone = run(q[own : own + 1], k[own : own + 1], v[own : own + 1])
             for mask in (allowed, torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)):
                 assert_same_bits(run(bq, bk, bv, mask)[at : at + 1], alone, f"{size} {value} {mask.dtype}")
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("queries", [1, 40])
+def test_padding_on_the_left_is_not_there(dtype, queries):
+    q, k, v = inputs(3, 4, 2, queries, 1300, 64, 64, dtype)
+    for pad in (1, 16, 63, 64, 700):
+        bk, bv = (torch.full((3, 2, 1300 + pad, 64), NAN, dtype=dtype, device="cuda") for _ in range(2))
+        bk[:, :, pad:], bv[:, :, pad:] = k, v
+        # Sample 1 alone is not padded: it is as long as the others with their padding.
+        bk[1, :, :pad], bv[1, :, :pad] = k[1, :, :pad], v[1, :, :pad]
+        allowed = torch.arange(1300 + pad, device="cuda") >= pad
+        allowed = allowed.expand(3, 1, queries, -1).clone()
+        allowed[1] = True
+        expected = run(q, k, v)
+        longer = run(q[1:2], bk[1:2], bv[1:2])
+        for mask in (allowed, torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)):
+            found = run(q, bk, bv, mask)
+            for sample in (0, 2):
+                assert_same_bits(found[sample], expected[sample], f"{pad} {mask.dtype}")
+            assert_same_bits(found[1], longer[0], f"{pad} {mask.dtype}, without padding")
+
+
+@EACH_DTYPE
+def test_a_sliding_window_whose_cache_drops_what_left_it(dtype):
+    q, k, v = inputs(1, 4, 2, 700, 700, 64, 64, dtype)
+    key, query = torch.arange(700, device="cuda"), torch.arange(700, device="cuda")[:, None]
+    window = ((key <= query) & (key > query - 300))[None, None]
+    whole = run(q, k, v, window)
+    for i in (0, 299, 300, 301, 450, 699):
+        kept = slice(max(0, i - 299), i + 1)
+        row = run(q[:, :, i : i + 1], k[:, :, kept], v[:, :, kept])
+        assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}")
+        row = run(q[:, :, i : i + 1], k, v, window[:, :, i : i + 1])
+        assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}, nothing dropped")
+
+
+@EACH_DTYPE
+def test_a_paged_cache_in_any_order(dtype):
+    q, k, v = inputs(1, 4, 2, 1, 1280, 64, 64, dtype)
+    expected = run(q, k, v)
+    for size in (16, 128):
+        order = torch.randperm(1280 // size, device="cuda")
+        places = torch.argsort(order)
+        # [pages, page size, heads, head size], as a pool holds them.
+        pools = [x[0].transpose(0, 1).reshape(-1, size, 2, 64)[order] for x in (k, v)]
+        paged = [pool[places].reshape(1, 1280, 2, 64).transpose(1, 2) for pool in pools]
+        assert_same_bits(run(q, *paged), expected, f"pages of {size}")
 
 
 def test_stock_pytorch_fails_the_same_check():
@@ -127,11 +183,49 @@ def test_what_is_seen_is_seen():
     assert found[0, 0, 1].isfinite().all()
 
 
-def test_gradients():
-    q, k, v = (x.requires_grad_() for x in inputs(2, 4, 2, 20, 33, 16, 16, torch.float32))
-    out = scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    out.square().sum().backward()
+@pytest.mark.parametrize("name", ["plain", "causal", "boolean", "added", "softcap"])
+@EACH_DTYPE
+def test_gradients(dtype, name):
+    """Close to float64, and a sample's own whatever its batch."""
+    q, k, v = inputs(3, 4, 2, 20, 33, 16, 16, dtype)
+    mask = {
+        "boolean": torch.rand(3, 1, 20, 33, device="cuda") > 0.3,
+        "added": torch.randn(3, 1, 20, 33, device="cuda", dtype=dtype),
+    }.get(name)
+    ours = {"is_causal": name == "causal", "softcap": 2.0 if name == "softcap" else 0.0}
+
+    def gradients(q, k, v, mask):
+        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        out = scaled_dot_product_attention(*leaves, mask, enable_gqa=True, **ours)
+        out.square().sum().backward()
+        return [x.grad for x in leaves]
+
+    found = gradients(q, k, v, mask)
+    for sample in range(3):
+        own = slice(sample, sample + 1)
+        alone = gradients(q[own], k[own], v[own], None if mask is None else mask[own])
+        for whole, single in zip(found, alone, strict=True):
+            assert_same_bits(whole[own].contiguous(), single.contiguous(), f"sample {sample}")
+
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    torch.nn.functional.scaled_dot_product_attention(*wide, enable_gqa=True).square().sum().backward()
-    for x, w in zip((q, k, v), wide, strict=True):
-        torch.testing.assert_close(x.grad, w.grad.float(), rtol=1e-4, atol=1e-5)
+    wq, wk, wv = wide[0], *(x.repeat_interleave(2, 1) for x in wide[1:])
+    scores = wq @ wk.mT * 16**-0.5
+    if name == "softcap":
+        scores = torch.tanh(scores / 2) * 2
+    if name == "added":
+        scores = scores + mask.double()
+    keep = mask if name == "boolean" else torch.ones(20, 33, dtype=torch.bool, device="cuda")
+    if name == "causal":
+        keep = keep.tril()
+    (torch.softmax(scores.masked_fill(~keep, -INF), -1) @ wv).square().sum().backward()
+    for x, w in zip(found, wide, strict=True):
+        error = (x.double() - w.grad).norm() / w.grad.norm()
+        assert error < 20 * torch.finfo(dtype).eps, error
+
+
+def test_numbers_far_from_1():
+    """Exponents are one fused multiply-add: large scores must not overflow them."""
+    q, k, v = inputs(1, 2, 1, 40, 300, 64, 64, torch.bfloat16)
+    wide = [x.double() for x in (q * 300, k.repeat_interleave(2, 1) * 300, v.repeat_interleave(2, 1))]
+    exact = torch.nn.functional.scaled_dot_product_attention(*wide)
+    assert (run(q * 300, k * 300, v).double() - exact).norm() / exact.norm() < 0.02

@@ -1,19 +1,24 @@
 """`bi_compile::attention` on CUDA devices: which tile, and whether splits are walked in parallel."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bi_compile.errors import UnsupportedDtypeError
-from bi_compile.numerics import ATTENTION_GPU_KV_SPLIT
+from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT, ATTENTION_KV_BLOCK
 from bi_compile.templates.attention.gpu_kernels import attend, merge_splits
+from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.gpu.device import COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LOG2_E = float.fromhex("0x1.715476p+0")
+_CAREFUL_ROWS = 16
+_CAREFUL_TILES = 32
+"""Tiles that one program of the careful kernel looks after: mostly it has nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -25,33 +30,81 @@ class Tile:
     stages: int
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, masked: bool) -> "Tile":
-        """For `rows` that share their keys, head sizes padded to `dims`, with a mask to read or not."""
+    def choose(cls, rows: int, dims: int, dtype: torch.dtype, added: bool, maps: bool) -> "Tile":
+        """For `rows` that share their keys, head sizes padded to `dims`.
+
+        added: a mask has to be read. maps: keys and values are, through tensor maps.
+        """
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if rows <= 16:
-            return cls(16, 4, 3 if dims <= 128 else 2)
+            return cls(16, 2 if dims <= 128 else 4, 3)
         if dims > 128:
+            return cls(128, 8, 2) if maps else cls(32, 8, 2)
+        if added or not maps:
             return cls(32, 8, 2)
-        if masked:
-            return cls(64, 8, 3)
-        if rows <= 64:
-            return cls(64, 4 if dims <= 64 else 8, 3)
-        return cls(128, 8, 3)
+        return cls(64, 4, 3)
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """How a product of query and key becomes the exponent of a weight, and a mask's number with it."""
+
+    before: float
+    """What a product is multiplied by first, where `natural`."""
+    scale: float
+    """What a score is multiplied by in the exponent: its unit is then that of the power."""
+    unit: float
+    """What a mask's number is multiplied by before it is added to a score."""
+    natural: bool
+
+    @classmethod
+    def of(cls, scale: float, capped: bool, binary: bool) -> "Exponent":
+        """binary: powers of two."""
+        digits = _LOG2_E if binary else 1.0
+        # The largest product is the largest score: not so where the scale is negative.
+        if capped or not 2**-20 <= scale <= 2**20:
+            return cls(scale, digits, 1.0, True)
+        return cls(1.0, scale * digits, 1 / scale, False)
+
+    @property
+    def least(self) -> float:
+        """The least score of a key that is there, so that the exponent does not overflow."""
+        return -(2.0**30) / self.scale
+
+
+def splits_of(keys: int) -> int:
+    """The number of splits of so many keys."""
+    short = ATTENTION_GPU_KV_SPLIT // 2
+    if keys <= ATTENTION_GPU_FIRST_SPLITS * short:
+        return triton.cdiv(keys, short)
+    return ATTENTION_GPU_FIRST_SPLITS // 2 + triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
 
 
 def _multiprocessors(x: torch.Tensor) -> int:
     return processor(x.device.index or 0).multiprocessors if x.device.type == "cuda" else 1
 
 
-def _widened(mask: torch.Tensor) -> torch.Tensor:
-    """A boolean mask as 16-bit numbers; broadcast dims stay so.
+def _starts_early(x: torch.Tensor) -> bool:
+    """Whether the device can start a kernel before the last one has ended."""
+    return x.device.type == "cuda" and processor(x.device.index or 0).capability >= 90
 
-    Triton permutes the inner dim of a product by the narrowest load behind its operands: bytes of a mask
-    would give the weights, that depend on it, another order of summation than they have without a mask.
-    """
-    once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
-    return once.to(torch.int16).expand(mask.shape)
+
+def _has_tensor_maps(x: torch.Tensor) -> bool:
+    """Whether the device copies tiles by tensor maps."""
+    return _starts_early(x)
+
+
+def _mappable(x: torch.Tensor) -> bool:
+    step = 16 // x.element_size()
+    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
+    return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in strides)
+
+
+def _tensor_map(x: torch.Tensor, dims: int) -> TensorDescriptor:
+    """Blocks of keys of x [B, H, keys, size], the size padded with zeros."""
+    strides = [stride if size > 1 else dims for stride, size in zip(x.stride(), x.shape, strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, ATTENTION_KV_BLOCK, dims])
 
 
 @implements("attention")
@@ -76,52 +129,56 @@ def attention(
     rows = queries * group
     # Tensor cores multiply at least 16 columns.
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
-    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, mask is not None)
-    tiles, splits = triton.cdiv(rows, tile.rows), triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
-    parallel = splits > 1 and tiles * batch * kv_heads < 2 * _multiprocessors(q)
+    binary = q.dtype != torch.float32
+    maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
+    added = mask is not None and mask.is_floating_point()
+    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, added, maps)
+    tiles, splits = triton.cdiv(rows, tile.rows), splits_of(keys)
+    programs = tiles * batch * kv_heads
+    # Few rows are bound by reading the keys: there another split is worth it sooner.
+    parallel = splits > 1 and programs < _multiprocessors(q) * (2 if rows <= 16 else 1)
     parts = states = lse
     if parallel:
         shape = (batch * kv_heads, splits, rows)
         parts = torch.empty(*shape, value_size, dtype=torch.float32, device=q.device)
         states = torch.empty(3, *shape, dtype=torch.float32, device=q.device)
-    binary = q.dtype != torch.float32
-    if binary and not softcap:
-        scale = scale * math.log2(math.e)
-    kind, mask_strides, lowest = 0, (0, 0, 0, 0), 0.0
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = _widened(mask)
-        mask = mask.expand(batch, heads, queries, keys)
-        mask_strides = mask.stride()
-        kind = 2 if mask.is_floating_point() else 1
-        lowest = 0.0 if kind == 1 else torch.finfo(mask.dtype).min
+    exponent = Exponent.of(scale, softcap != 0, binary)
+    read = None if mask is None else ReadMask.of(mask.expand(batch, heads, queries, keys))
+    kind, lowest = (0, 0.0) if read is None else (read.kind, read.lowest)
+    begins, ends, values = (lse, lse, q) if read is None else (read.begins, read.ends, read.values)
     # Without masked keys no weight of 0 may be taken for one.
     flagged = kind > 0 or (is_causal and queries > 1)
-    depth = splits if parallel else 1
-    flags = torch.empty(
-        depth * batch * kv_heads * tiles if flagged else 0, dtype=torch.int32, device=q.device
-    )
+    if parallel:
+        programs *= splits
+    flags = torch.empty(programs if flagged else 0, dtype=torch.int32, device=q.device)
+    early = parallel and not flagged and _starts_early(q)
+    k_map, v_map = (_tensor_map(k, dims), _tensor_map(v, value_dims)) if maps else (k, v)
+    # As many heads as leave their keys and values in the cache.
+    together = max(1, min(8, 2**24 // (keys * (size + value_size) * q.element_size())))
 
-    def launch(careful: bool, block_m: int, warps: int, stages: int) -> None:
-        attend[(triton.cdiv(rows, block_m), batch * kv_heads, depth)](
-            q, k, v, q if mask is None else mask, out, lse, parts, states, flags,
-            queries, keys, heads, kv_heads, splits, tiles, scale, softcap, lowest,
-            *q.stride(), *k.stride(), *v.stride(), *mask_strides,
-            SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block_m,
-            BINARY=binary, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal, PARALLEL=parallel,
-            ONE_SPLIT=splits == 1,
-            FLAGGED=flagged,
-            FLAGGED_M=tile.rows, CAREFUL=careful, num_warps=warps, num_stages=stages, **COMPILATION,
+    def launch(careful: bool, rows: int, warps: int, stages: int) -> None:
+        each = _CAREFUL_TILES if careful else 1
+        attend[(triton.cdiv(programs, each),)](
+            q, k, v, k_map, v_map, values, begins, ends, out, lse, parts, states, flags,
+            queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
+            exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
+            *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
+            SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=rows,
+            BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal,
+            PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps, FLAGGED=flagged, CAREFUL=careful,
+            TILES=each, PARTS_OF_TILE=tile.rows // rows, EARLY=early,
+            num_warps=warps, num_stages=stages, **COMPILATION,
         )  # fmt: skip
 
     launch(False, tile.rows, tile.warps, tile.stages)
     if flagged:
-        launch(True, 16, 4, 1)
+        launch(True, _CAREFUL_ROWS, 4 if max(dims, value_dims) <= 128 else 8, 1)
     if parallel:
-        block = 1 if rows < 16 else 4
+        block = 1 if rows < 64 else 4
         merge_splits[(triton.cdiv(rows, block), batch * kv_heads)](
-            parts, states, out, lse, queries, keys, heads, kv_heads, splits,
+            parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            **COMPILATION,
+            FLAGGED=flagged, EARLY=early, num_warps=1 if block == 1 else 4,
+            **({"launch_pdl": True} if early else {}), **COMPILATION,
         )  # fmt: skip
     return out.transpose(1, 2), lse

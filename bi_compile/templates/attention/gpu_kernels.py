@@ -3,325 +3,288 @@
 A tile holds BLOCK_M rows of the query heads that share one kv head: row r is query r // GROUP of head r %
 GROUP. Neither the tile nor the number of warps enters a row's bits: products are chains over their inner
 dim whatever the tile (docs/gpu-order.md), and the sum of a block's weights is an explicit fold.
+
+Blocks and splits are counted from a row's first visible key. A tile whose rows do not share it is left to
+the CAREFUL kernel, which takes them one first key after the other.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra import cuda
 
-from bi_compile.numerics import ATTENTION_GPU_KV_SPLIT, ATTENTION_KV_BLOCK
+from bi_compile.templates.attention.gpu_arithmetic import (
+    ADDITIVE,
+    BLOCK,
+    BOOLEAN,
+    finite,
+    merge,
+    power,
+    row_sum,
+    split_begin,
+    starts_split,
+    store_rows,
+    tanh,
+    unwanted,
+)
 from bi_compile.templates.gpu import functions
-
-BLOCK = tl.constexpr(ATTENTION_KV_BLOCK)
-SPLIT = tl.constexpr(ATTENTION_GPU_KV_SPLIT)
-BOOLEAN = tl.constexpr(1)
-ADDITIVE = tl.constexpr(2)
-"""Kinds of a mask; 0 is none."""
-
-# The polynomials of exp.h.
-_LOG2_E = tl.constexpr(float.fromhex("0x1.715476p+0"))
-_SHIFT = tl.constexpr(1.5 * 2**23 + 127)
-_LN2_HIGH = tl.constexpr(float.fromhex("-0x1.62e43p-1"))
-_LN2_LOW = tl.constexpr(float.fromhex("0x1.05c61p-29"))
-_Q6 = tl.constexpr(float.fromhex("0x1.6a4ce4p-10"))
-_Q5 = tl.constexpr(float.fromhex("0x1.123988p-7"))
-_Q4 = tl.constexpr(float.fromhex("0x1.5558b0p-5"))
-_Q3 = tl.constexpr(float.fromhex("0x1.555492p-3"))
-_Q2 = tl.constexpr(float.fromhex("0x1.fffffcp-2"))
-_T4 = tl.constexpr(float.fromhex("-0x1.b40c10p-8"))
-_T3 = tl.constexpr(float.fromhex("0x1.5d01c4p-6"))
-_T2 = tl.constexpr(float.fromhex("-0x1.b98c6ep-5"))
-_T1 = tl.constexpr(float.fromhex("0x1.110f2ap-3"))
-_T0 = tl.constexpr(float.fromhex("-0x1.555552p-2"))
-
-
-@triton.jit
-def exp(x):
-    """exp of x <= 0 or NaN, operation for operation that of exp.h."""
-    shifted = tl.fma(x, _LOG2_E, _SHIFT)
-    n = shifted - _SHIFT
-    r = tl.fma(n, _LN2_LOW, tl.fma(n, _LN2_HIGH, x))
-    q = tl.fma(r, _Q6, _Q5)
-    q = tl.fma(q, r, _Q4)
-    q = tl.fma(q, r, _Q3)
-    q = tl.fma(q, r, _Q2)
-    q = tl.fma(q, r, 1.0)
-    q = tl.fma(q, r, 1.0)
-    power = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
-    return tl.where(x < -87.0, 0.0, q * power)
-
-
-@triton.jit
-def power(x, BINARY: tl.constexpr):
-    """exp of x <= 0 or NaN. BINARY: 2 to the power of x, by the instruction; exactly 1 at 0, too."""
-    if BINARY:
-        return tl.exp2(x)
-    else:
-        return exp(x)
-
-
-@triton.jit
-def tanh(x):
-    """tanh in fp32, operation for operation that of exp.h."""
-    size, z = tl.abs(x), x * x
-    p = tl.fma(z, _T4, _T3)
-    p = tl.fma(p, z, _T2)
-    p = tl.fma(p, z, _T1)
-    p = tl.fma(p, z, _T0)
-    t = exp(size * -2.0)
-    far = functions.divide(1.0 - t, 1.0 + t)
-    return tl.where(size > 0.5, tl.where(x < 0, -far, far), tl.fma(x * z, p, x))
-
-
-@triton.jit
-def _finite(maximum):
-    """What is subtracted from scores: 0 for a row that has seen no key."""
-    return tl.where(maximum == -float("inf"), 0.0, maximum)
-
-
-@triton.jit
-def _row_sum(p):
-    """[M, lanes] -> [M]: lane j takes in lane j + half, then by half as many."""
-    ROWS: tl.constexpr = p.shape[0]
-    LANES: tl.constexpr = p.shape[1]
-    if LANES == 1:
-        return tl.reshape(p, (ROWS,))
-    else:
-        return _row_sum(tl.sum(tl.reshape(p, (ROWS, 2, LANES // 2)), 1))
-
-
-@triton.jit
-def _unwanted(p, counts, v, out):
-    """What non-finite values add to out, met or not: a weight of 0 keeps out those of masked keys alone.
-
-    counts [M, BLOCK]: whether a key takes part in a row.
-    """
-    positive = (counts & (p > 0)).to(tl.bfloat16)
-    zero = (counts & (p == 0)).to(tl.bfloat16)
-    above, below = (v == float("inf")).to(tl.bfloat16), (v == -float("inf")).to(tl.bfloat16)
-    nans = tl.dot(counts.to(tl.bfloat16), (v != v).to(tl.bfloat16)) + tl.dot(zero, above + below)
-    ups, downs = tl.dot(positive, above), tl.dot(positive, below)
-    found = tl.where(ups > 0, float("inf"), tl.where(downs > 0, -float("inf"), 0.0))
-    return out + tl.where((nans > 0) | ((ups > 0) & (downs > 0)), float("nan"), found)
 
 
 @triton.jit
 def _walk(
-    q, keys_at, values_at, mask_rows, maximum, total, out, seen, begin, end, row_there, query, keys,
-    k_stride, v_stride, mask_stride, scale, softcap, lowest, key_dims, value_dims,
-    BINARY: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
-    EDGE: tl.constexpr, EVEN: tl.constexpr,
-    CAREFUL: tl.constexpr,
+    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, ends,
+    first_key, begin, end, whole, keys, k_stride, v_stride,
+    before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+    BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
+    EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
-    """The blocks of keys from begin to end, taken into a split's state.
+    """The state of rows [M] after the keys from begin to end, blocks counted from first_key.
 
-    EDGE: blocks may reach beyond the keys or a row's own. EVEN: the head sizes fill the tile. CAREFUL:
-    values may be non-finite. seen [M]: whether a row has met a key that is not masked; kept where CAREFUL
-    alone.
+    ends [M]: each row's own end. whole: keys before it are there for all rows. SPLITS: there may be several.
+    NATURAL: scores are multiplied by `before` on their own, not in the exponent. MAPS: keys and values are
+    read through tensor maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is
+    not masked, is kept there alone.
     """
+    BLOCK_M: tl.constexpr = q.shape[0]
+    DIMS: tl.constexpr = q.shape[1]
+    VALUE_DIMS: tl.constexpr = value_dims.shape[0]
     key = tl.arange(0, BLOCK)
+    maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    out = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
+    seen = tl.zeros((BLOCK_M,), tl.int32)
+    all_maximum, all_total, all_out, all_seen = maximum, total, out, seen
     for first in range(begin, end, BLOCK):
         at = tl.cast(first, tl.int64)
-        # Not a tile of addresses that is moved from block to block: it would fill the registers.
-        mask_at = mask_rows[:, None] + (at + key)[None, :] * mask_stride
         there = first + key < keys
-        k_there = key_dims[:, None] & there[None, :]
-        v_there = there[:, None] & value_dims[None, :]
-        if EDGE or not EVEN:
-            k = tl.load(keys_at + at * k_stride, mask=k_there, other=0.0)
+        if MAPS:
+            k = tl.reshape(k_map.load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
+        elif EVEN:
+            k = tl.load(k_head + at * k_stride + k_block, mask=there[None, :], other=0.0)
         else:
-            k = tl.load(keys_at + at * k_stride)
-        scores = tl.dot(q, k, input_precision="ieee") * scale
+            k = tl.load(k_head + at * k_stride + k_block, mask=key_dims[:, None] & there[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee")
+        # Nested: the first is a constant, the second a number of the device.
+        if SPLITS:  # noqa: SIM102
+            if starts_split(first - first_key):
+                all_maximum, all_total, all_out, all_seen = merge(
+                    all_maximum, all_total, all_out, all_seen, maximum, total, out, seen, BINARY, CAREFUL
+                )
+                # Zeros that the compiler does not know: it would select them in every block.
+                maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+                total = tl.full((BLOCK_M,), zero, tl.float32)
+                out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
+                seen = tl.zeros((BLOCK_M,), tl.int32)
+        if NATURAL:
+            scores = scores * before
         if CAPPED:
             scores = tanh(functions.divide(scores, tl.zeros_like(scores) + softcap)) * softcap
-            if BINARY:
-                scores = scores * _LOG2_E
-        visible = row_there[:, None] & there[None, :]
-        if CAUSAL:
-            visible = visible & (first + key[None, :] <= query[:, None])
-        attended = visible
+        attended = rows[:, None] & (first + key[None, :] < ends[:, None])
         if MASK == BOOLEAN:
-            attended = visible & tl.load(mask_at, mask=visible, other=0) != 0
+            word = tl.load(mask_rows + (first - first_key) // BLOCK, mask=rows & (first < ends), other=0)
+            attended = attended & (((word[:, None] >> key[None, :].to(tl.int64)) & 1) != 0)
             scores = tl.where(attended, scores, -float("inf"))
         elif MASK == ADDITIVE:
-            add = tl.load(mask_at, mask=visible, other=-float("inf")).to(tl.float32)
-            attended = visible & (add > lowest)
-            # Not a number of binary digits where it is the lowest: it would overflow.
-            added = scores + (add * _LOG2_E if BINARY else add)
-            scores = tl.where(add <= lowest, add, added)
-        if EDGE:
-            scores = tl.where(visible, scores, -float("inf"))
-        now = tl.maximum(maximum, tl.max(scores, 1))
-        base = _finite(now)
+            add_at = mask_rows[:, None] + (first - first_key + key)[None, :]
+            add = tl.load(add_at, mask=(rows & (first < ends))[:, None], other=-float("inf")).to(tl.float32)
+            add = tl.where(attended, add, -float("inf"))
+            factor = tl.zeros_like(add) + unit
+            added = tl.where(add <= lowest, add * factor, tl.fma(add, factor, scores))
+            # The lowest numbers would overflow; -inf is a key that is not there.
+            added = tl.where((added < least) & (add > -float("inf")), least, added)
+            scores = tl.where(add == -float("inf"), add, added)
+            attended = attended & (add > lowest)
+        elif first + BLOCK > whole:
+            scores = tl.where(attended, scores, -float("inf"))
+        now = tl.maximum(maximum, tl.max(scores, 1) * scale)
+        base = finite(now)
         alpha = power(maximum - base, BINARY)
-        p = power(scores - base[:, None], BINARY)
+        p = tl.fma(scores, tl.zeros_like(scores) + scale, tl.broadcast_to(-base[:, None], scores.shape))
+        p = power(p, BINARY)
         maximum = now
-        total = tl.fma(total, alpha, _row_sum(p))
-        if EDGE or not EVEN:
-            v = tl.load(values_at + at * v_stride, mask=v_there, other=0.0)
+        total = tl.fma(total, alpha, row_sum(p))
+        if MAPS:
+            v = tl.reshape(v_map.load([batch, kv_head, first, 0]), (BLOCK, VALUE_DIMS))
+        elif EVEN:
+            v = tl.load(v_head + at * v_stride + v_block, mask=there[:, None], other=0.0)
         else:
-            v = tl.load(values_at + at * v_stride)
+            v = tl.load(
+                v_head + at * v_stride + v_block, mask=there[:, None] & value_dims[None, :], other=0.0
+            )
         if CAREFUL:
             out = tl.where(((alpha == 0) & (seen == 0))[:, None], 0.0, out * alpha[:, None])
-            finite = tl.abs(v.to(tl.float32)) < float("inf")
-            met = tl.where(finite, v, tl.zeros_like(v))
+            met = tl.where(tl.abs(v.to(tl.float32)) < float("inf"), v, tl.zeros_like(v))
             out = tl.dot(p.to(v.dtype), met, out, input_precision="ieee")
-            out = _unwanted(p, attended | (p != 0), v, out)
+            out = unwanted(p, attended | (p != 0), v, out)
             seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
         else:
             out = tl.dot(p.to(v.dtype), v, out * alpha[:, None], input_precision="ieee")
-    return maximum, total, out, seen
+    if SPLITS:
+        return merge(all_maximum, all_total, all_out, all_seen, maximum, total, out, seen, BINARY, CAREFUL)
+    else:
+        return maximum, total, out, seen
 
 
 @triton.jit
-def _merge(
-    maximum, total, out, seen, other_maximum, other_total, other_out, other_seen, BINARY: tl.constexpr
-):
-    """Two splits, in this order. What is weighted by 0 leaves nothing where only masked keys were met."""
-    now = tl.maximum(maximum, other_maximum)
-    base = _finite(now)
-    a, c = power(maximum - base, BINARY), power(other_maximum - base, BINARY)
-    left = tl.where(((a == 0) & (seen == 0))[:, None], 0.0, out)
-    right = tl.where(((c == 0) & (other_seen == 0))[:, None], 0.0, other_out)
-    out = tl.fma(left, tl.broadcast_to(a[:, None], out.shape), right * c[:, None])
-    return now, tl.fma(total, a, other_total * c), out, tl.maximum(seen, other_seen)
+def _strange(out):
+    """Whether anything in out is not finite."""
+    return tl.max(tl.max((tl.abs(out) < float("inf")).to(tl.int32) ^ 1, 1), 0)
 
 
-@triton.jit
-def _store(out_at, lse_at, maximum, total, out, row_there, value_dims, BINARY: tl.constexpr):
-    inverse = tl.where(total == 0, 0.0, functions.divide(tl.full(total.shape, 1.0, tl.float32), total))
-    # Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
-    result = functions.rounded(out * inverse[:, None] + 0.0, out_at.dtype.element_ty)
-    tl.store(out_at, result, mask=row_there[:, None] & value_dims[None, :])
-    natural = maximum.to(tl.float64)
-    if BINARY:
-        natural = natural * 0.6931471805599453
-    wide = natural + functions.log(total.to(tl.float64))
-    lse = tl.where(total == 0, -float("inf"), wide.to(tl.float32))
-    tl.store(lse_at, functions.rounded(lse, tl.float32), mask=row_there)
-
-
-@triton.jit(do_not_specialize=["queries", "keys", "heads", "kv_heads", "splits", "flagged_tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "queries", "keys", "heads", "kv_heads", "all_heads", "splits", "tiles", "together", "programs",
+    ]
+)  # fmt: skip
 def attend(
-    q, k, v, mask, out, lse, parts, states, flags,
-    queries, keys, heads, kv_heads, splits, flagged_tiles, scale, softcap, lowest,
+    q, k, v, k_map, v_map, mask, begins, ends, out, lse, parts, states, flags,
+    queries, keys, heads, kv_heads, all_heads, splits, tiles, together, programs,
+    before, softcap, scale, unit, least, lowest, zero,
     q_batch, q_head, q_row, q_dim, k_batch, k_head, k_row, k_dim, v_batch, v_head, v_row, v_dim,
-    mask_batch, mask_head, mask_row, mask_key,
+    mask_batch, mask_head, mask_row, bound_batch, bound_head, bound_row,
     SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DIMS: tl.constexpr, VALUE_DIMS: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr, CAPPED: tl.constexpr,
-    MASK: tl.constexpr,
-    CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
-    ONE_SPLIT: tl.constexpr, FLAGGED: tl.constexpr, FLAGGED_M: tl.constexpr, CAREFUL: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr,
+    CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
+    ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr, CAREFUL: tl.constexpr,
+    TILES: tl.constexpr, PARTS_OF_TILE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
-    FLAGGED: leaves in flags [z, y, flagged_tiles] whether the tile holds anything non-finite. CAREFUL: does
-    only tiles of so flagged ones, of FLAGGED_M rows, anew.
+    FLAGGED: leaves in flags [programs] whether the tile holds anything non-finite or rows of several first
+    keys. CAREFUL: does the flagged ones of TILES tiles anew, each in PARTS_OF_TILE of BLOCK_M rows. EARLY:
+    `merge_splits` may be started before this kernel ends.
 
-    parts [batch * kv_heads, splits, rows, VALUE_SIZE], states [3, batch * kv_heads, splits, rows]: maximum,
-    sum and whether a key was met that is not masked.
+    all_heads: batch * kv_heads. together: heads whose tiles are taken in turns, the longest first.
+    parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
+    a key was met that is not masked.
     """
-    head = tl.program_id(1)
-    batch = (head // kv_heads).to(tl.int64)
-    kv_head = head % kv_heads
-    # The tiles with the most keys first.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    flag = (tl.program_id(2) * tl.num_programs(1) + head) * flagged_tiles + tile * BLOCK_M // FLAGGED_M
-    if CAREFUL and tl.load(flags + flag) == 0:
-        return
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = queries * GROUP
-    row_there = row < rows
-    query = row // GROUP
-    own_head = kv_head * GROUP + row % GROUP
+    if EARLY:
+        cuda.gdc_launch_dependents()
+    if CAREFUL:
+        numbers = tl.program_id(0) * TILES + tl.arange(0, TILES)
+        if tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) == 0:
+            return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
     key = tl.arange(0, BLOCK)
     key_dims, value_dims = dim < SIZE, value_dim < VALUE_SIZE
-    q_at = (
-        q + batch * q_batch + (own_head * q_head + query.to(tl.int64) * q_row)[:, None] + dim[None, :] * q_dim
-    )
-    tile_q = tl.load(q_at, mask=row_there[:, None] & key_dims[None, :], other=0.0)
-    keys_at = (
-        k + batch * k_batch + kv_head.to(tl.int64) * k_head + dim[:, None] * k_dim + key[None, :] * k_row
-    )
-    values_at = v + batch * v_batch + kv_head.to(tl.int64) * v_head
-    values_at = values_at + key[:, None] * v_row + value_dim[None, :] * v_dim
-    mask_rows = mask + batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
-
-    # Keys that some row of the tile attends to, and those that all do.
-    last = keys
-    whole = keys
-    if CAUSAL:
-        last = tl.minimum(keys, tl.minimum(queries, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1))
-        whole = tl.minimum(keys, tile * BLOCK_M // GROUP + 1)
+    # Offsets, not addresses: a tile of those takes twice the registers.
+    k_block = dim[:, None] * k_dim + key[None, :] * k_row
+    v_block = key[:, None] * v_row + value_dim[None, :] * v_dim
     EVEN: tl.constexpr = SIZE == DIMS and VALUE_SIZE == VALUE_DIMS
-    total_maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total_sum = tl.zeros((BLOCK_M,), tl.float32)
-    total_out = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
-    total_seen = tl.zeros((BLOCK_M,), tl.int32)
-    first_split = tl.program_id(2) if PARALLEL else 0
-    last_split = first_split + 1 if PARALLEL or ONE_SPLIT else tl.cdiv(last, SPLIT)
-    for split in range(first_split, last_split):
-        begin = split * SPLIT
-        end = tl.minimum(last, begin + SPLIT)
-        inner = tl.maximum(begin, tl.minimum(end, whole // BLOCK * BLOCK))
-        maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-        total = tl.zeros((BLOCK_M,), tl.float32)
-        part = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
-        seen = tl.zeros((BLOCK_M,), tl.int32)
+    SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
+    for step in range(TILES * PARTS_OF_TILE):
+        number = tl.program_id(0) * TILES + step // PARTS_OF_TILE
+        wanted = 1
         if CAREFUL:
-            maximum, total, part, seen = _walk(
-                tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, begin, end, row_there,
-                query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
-                MASK,
-                CAUSAL, True, EVEN, True,
-            )  # fmt: skip
-        else:
-            maximum, total, part, seen = _walk(
-                tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, begin, inner, row_there,
-                query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
-                MASK,
-                False, False, EVEN, False,
-            )  # fmt: skip
-            maximum, total, part, seen = _walk(
-                tile_q, keys_at, values_at, mask_rows, maximum, total, part, seen, inner, end, row_there,
-                query,
-                keys, k_row, v_row, mask_key, scale, softcap, lowest, key_dims, value_dims, BINARY, CAPPED,
-                MASK,
-                CAUSAL, True, EVEN, False,
-            )  # fmt: skip
-        if PARALLEL or ONE_SPLIT:
-            # A merge with nothing changes nothing.
-            total_maximum, total_sum, total_out, total_seen = maximum, total, part, seen
-        else:
-            total_maximum, total_sum, total_out, total_seen = _merge(
-                total_maximum, total_sum, total_out, total_seen, maximum, total, part, seen, BINARY
-            )
-    if FLAGGED and not CAREFUL:
-        # A weight of 0 may have met a NaN or an infinity; the sums of an infinity too far are NaN by now.
-        strange = tl.max(tl.max((tl.abs(total_out) < float("inf")).to(tl.int32) ^ 1, 1), 0)
-        tl.store(flags + flag, strange)
-    if PARALLEL:
-        place = (head.to(tl.int64) * splits + first_split) * rows + row
-        size = tl.num_programs(1).to(tl.int64) * splits * rows
-        tl.store(states + place, total_maximum, mask=row_there)
-        tl.store(states + size + place, total_sum, mask=row_there)
-        tl.store(states + 2 * size + place, total_seen.to(tl.float32), mask=row_there)
-        parts_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
-        tl.store(parts_at, total_out, mask=row_there[:, None] & value_dims[None, :])
-    else:
-        place = (batch * queries + query) * heads + own_head
-        out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
-        lse_at = lse + (batch * heads + own_head) * queries + query
-        _store(out_at, lse_at, total_maximum, total_sum, total_out, row_there, value_dims, BINARY)
+            wanted = tl.load(flags + number, mask=number < programs, other=0)
+        if wanted != 0:
+            split = number // (all_heads * tiles)
+            rest = number % (all_heads * tiles)
+            band = rest // (together * tiles)
+            width = tl.minimum(together, all_heads - band * together)
+            rest = rest - band * together * tiles
+            head = band * together + rest % width
+            tile = tiles - 1 - rest // width
+            batch, kv_head = head // kv_heads, head % kv_heads
+            far_batch = batch.to(tl.int64)
+            k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
+            v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head
+            row = (tile * PARTS_OF_TILE + step % PARTS_OF_TILE) * BLOCK_M + tl.arange(0, BLOCK_M)
+            row_there = row < queries * GROUP
+            query = row // GROUP
+            own_head = kv_head * GROUP + row % GROUP
+            q_at = own_head * q_head + query.to(tl.int64) * q_row
+            q_at = q + far_batch * q_batch + q_at[:, None] + dim[None, :] * q_dim
+            tile_q = tl.load(q_at, mask=row_there[:, None] & key_dims[None, :], other=0.0)
+            mask_rows = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
+
+            # Each row's first key, -1 where it has none, and its end; what comes before `whole` all rows see.
+            own_first = tl.zeros((BLOCK_M,), tl.int32)
+            own_end = tl.zeros((BLOCK_M,), tl.int32) + keys
+            whole = keys
+            if CAUSAL:
+                own_end = tl.minimum(own_end, query + 1)
+                whole = tl.minimum(keys, tl.min(query, 0) + 1)
+            if MASK != 0:
+                bound = far_batch * bound_batch + own_head * bound_head + query * bound_row
+                own_first = tl.load(begins + bound, mask=row_there, other=-1)
+                own_end = tl.minimum(own_end, tl.load(ends + bound, mask=row_there, other=0))
+                if CAUSAL:
+                    own_first = tl.where(own_first < own_end, own_first, 0 if MASK == ADDITIVE else -1)
+            left = row_there & (own_first >= 0)
+            maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+            total = tl.zeros((BLOCK_M,), tl.float32)
+            found = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
+            seen = tl.zeros((BLOCK_M,), tl.int32)
+            if CAREFUL and MASK != 0:
+                while tl.max(left.to(tl.int32), 0) > 0:
+                    first_key = tl.min(tl.where(left, own_first, keys), 0)
+                    rows = left & (own_first == first_key)
+                    left = left & (own_first != first_key)
+                    begin, end = first_key, tl.max(tl.where(rows, own_end, 0), 0)
+                    if PARALLEL:
+                        begin = first_key + split_begin(split)
+                        end = tl.minimum(end, first_key + split_begin(split + 1))
+                    new_maximum, new_total, new_out, new_seen = _walk(
+                        tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                        mask_rows, rows, own_end, first_key, begin, end, whole, keys, k_row, v_row,
+                        before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, False,
+                    )  # fmt: skip
+                    if _strange(tl.where(rows[:, None], new_out, 0.0)) != 0:
+                        new_maximum, new_total, new_out, new_seen = _walk(
+                            tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                            mask_rows, rows, own_end, first_key, begin, end, whole, keys, k_row, v_row,
+                            before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+                            BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, True,
+                        )  # fmt: skip
+                    maximum = tl.where(rows, new_maximum, maximum)
+                    total = tl.where(rows, new_total, total)
+                    found = tl.where(rows[:, None], new_out, found)
+                    seen = tl.where(rows, new_seen, seen)
+            else:
+                first_key = 0
+                end = tl.max(own_end, 0)
+                several = 0
+                if MASK != 0:
+                    first_key = tl.min(tl.where(left, own_first, keys), 0)
+                    several = (tl.max(tl.where(left, own_first, -1), 0) > first_key).to(tl.int32)
+                    end = tl.max(tl.where(left, own_end, 0), 0)
+                    end = tl.where(several == 0, end, 0)
+                begin = first_key
+                if PARALLEL:
+                    begin = first_key + split_begin(split)
+                    end = tl.minimum(end, first_key + split_begin(split + 1))
+                maximum, total, found, seen = _walk(
+                    tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                    mask_rows, row_there, own_end, first_key, begin, end, whole, keys, k_row, v_row,
+                    before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+                    BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL,
+                )  # fmt: skip
+                if FLAGGED and not CAREFUL:
+                    # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
+                    tl.store(flags + number, tl.maximum(several, _strange(found)))
+            rows_of_head = queries * GROUP
+            if PARALLEL:
+                place = (head.to(tl.int64) * splits + split) * rows_of_head + row
+                size = all_heads.to(tl.int64) * splits * rows_of_head
+                tl.store(states + place, maximum, mask=row_there)
+                tl.store(states + size + place, total, mask=row_there)
+                if FLAGGED:
+                    tl.store(states + 2 * size + place, seen.to(tl.float32), mask=row_there)
+                parts_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
+                tl.store(parts_at, found, mask=row_there[:, None] & value_dims[None, :])
+            else:
+                place = (far_batch * queries + query) * heads + own_head
+                out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
+                lse_at = lse + (far_batch * heads + own_head) * queries + query
+                store_rows(out_at, lse_at, maximum, total, found, row_there, value_dims, BINARY)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "heads", "kv_heads", "splits"])
+@triton.jit(do_not_specialize=["queries", "heads", "kv_heads", "splits"])
 def merge_splits(
-    parts, states, out, lse, queries, keys, heads, kv_heads, splits,
+    parts, states, out, lse, queries, heads, kv_heads, splits,
     VALUE_SIZE: tl.constexpr, VALUE_DIMS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-    BINARY: tl.constexpr,
+    BINARY: tl.constexpr, FLAGGED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The states of all splits, in order."""
     head = tl.program_id(1)
@@ -338,17 +301,21 @@ def merge_splits(
     total = tl.zeros((BLOCK_M,), tl.float32)
     merged = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
     seen = tl.zeros((BLOCK_M,), tl.int32)
-    for split in range(splits):
+    if EARLY:
+        cuda.gdc_wait()
+    for split in tl.range(0, splits, loop_unroll_factor=4):
         place = (head.to(tl.int64) * splits + split) * rows + row
         other_maximum = tl.load(states + place, mask=row_there, other=-float("inf"))
         other_total = tl.load(states + size + place, mask=row_there, other=0.0)
-        other_seen = tl.load(states + 2 * size + place, mask=row_there, other=0.0).to(tl.int32)
+        other_seen = seen
+        if FLAGGED:
+            other_seen = tl.load(states + 2 * size + place, mask=row_there, other=0.0).to(tl.int32)
         part_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
         part = tl.load(part_at, mask=row_there[:, None] & value_dims[None, :], other=0.0)
-        maximum, total, merged, seen = _merge(
-            maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY
+        maximum, total, merged, seen = merge(
+            maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
         )
     place = (batch * queries + query) * heads + own_head
     out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
     lse_at = lse + (batch * heads + own_head) * queries + query
-    _store(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY)
+    store_rows(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY)

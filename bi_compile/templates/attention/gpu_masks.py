@@ -1,0 +1,88 @@
+"""A mask read once, for all tiles: where a row's visible keys begin and end, and what it says of them."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from bi_compile.templates.attention.gpu_arithmetic import ADDITIVE, BLOCK, BOOLEAN
+from bi_compile.templates.gpu.device import COMPILATION
+
+_CHUNK = 1024
+
+
+@triton.jit(do_not_specialize=["heads", "queries", "keys", "words"])
+def _read(
+    mask, begins, ends, values, heads, queries, keys, words,
+    mask_batch, mask_head, mask_row, mask_key, lowest,
+    KIND: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    batch, head, query = row // (heads * queries), row // queries % heads, row % queries
+    mask += batch * mask_batch + head * mask_head + query * mask_row
+    key = tl.arange(0, CHUNK)
+    begin, end = keys, 0
+    for first in range(0, keys, CHUNK):
+        at = mask + (first + key).to(tl.int64) * mask_key
+        if KIND == ADDITIVE:
+            found = tl.load(at, mask=first + key < keys, other=-float("inf")).to(tl.float32) > lowest
+        else:
+            found = tl.load(at, mask=first + key < keys, other=0) != 0
+        begin = tl.minimum(begin, tl.min(tl.where(found, first + key, keys), 0))
+        end = tl.maximum(end, tl.max(tl.where(found, first + key + 1, 0), 0))
+    if begin == keys:
+        # Keys masked by the lowest number count where a row has no others.
+        begin = 0 if KIND == ADDITIVE else -1
+        end = keys if KIND == ADDITIVE else 0
+    tl.store(begins + row, begin)
+    tl.store(ends + row, end)
+    word, bit = tl.arange(0, CHUNK // BLOCK), tl.arange(0, BLOCK)
+    for first in range(tl.maximum(begin, 0), end, CHUNK):
+        own = first + word[:, None] * BLOCK + bit[None, :]
+        number = (first - begin) // BLOCK + word
+        at = mask + own.to(tl.int64) * mask_key
+        if KIND == BOOLEAN:
+            found = tl.load(at, mask=own < end, other=0) != 0
+            packed = tl.sum(found.to(tl.int64) << bit[None, :].to(tl.int64), 1)
+            tl.store(values + row * words + number, packed, mask=number < words)
+        else:
+            found = tl.load(at, mask=own < end, other=-float("inf"))
+            place = values + (row * words + number)[:, None] * BLOCK + bit[None, :]
+            tl.store(place, found, mask=number[:, None] < words)
+
+
+class ReadMask(NamedTuple):
+    """What `attend` reads of a mask [B, H, Lq, Lk]. Dims of stride 0 stay so."""
+
+    kind: int
+    """1: boolean, 2: additive."""
+    begins: torch.Tensor
+    """int32 [B, H, Lq]: a row's first visible key, or -1; 0 in an additive mask that shows no key."""
+    ends: torch.Tensor
+    """int32 [B, H, Lq]: the end of its last visible key, or 0; Lk in such a mask."""
+    values: torch.Tensor
+    """The visible keys, counted from the row's first one: loads are aligned whatever it is. Additive: the
+    mask's numbers. Boolean: int64 [B, H, Lq, blocks], a bit for each key of a block. Not the mask's bytes:
+    Triton permutes the inner dim of a product by the narrowest load behind its operands, and the weights
+    depend on this one."""
+    lowest: float
+    """What an additive mask's number masks a key with, or below."""
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> "ReadMask":
+        kind = 2 if mask.is_floating_point() else 1
+        lowest = torch.finfo(mask.dtype).min if kind == 2 else 0.0
+        keys, shape = mask.shape[3], mask.shape[:3]
+        once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()[:3])]
+        batch, heads, queries = once.shape[:3]
+        words = triton.cdiv(keys, BLOCK.value)
+        bounds = torch.empty(2, batch, heads, queries, dtype=torch.int32, device=mask.device)
+        width, dtype = (words, torch.int64) if kind == 1 else (words * BLOCK.value, mask.dtype)
+        values = torch.empty(batch, heads, queries, width, dtype=dtype, device=mask.device)
+        _read[(batch * heads * queries,)](
+            once, bounds[0], bounds[1], values, heads, queries, keys, words, *once.stride(), lowest,
+            KIND=kind, CHUNK=_CHUNK, **COMPILATION,
+        )  # fmt: skip
+        begins, ends = bounds.expand(2, *shape)
+        return cls(kind, begins, ends, values.expand(*shape, width), lowest)
