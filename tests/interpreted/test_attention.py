@@ -239,8 +239,8 @@ mask = torch.ones(1, 1, 1, 99, dtype=torch.bool)
 gpu.attention(q, k, k, mask, False, 0.1)
 for build in compiled.BUILDS:
     print(build["name"], build["stack"], *set(re.findall("kWidth = ([0-9]+)", build["asm"]["ttgir"])))
-    # The kernel that does flagged tiles again is big, and seldom runs.
-    assert build["stack"] <= (640 if "unwanted" in build["asm"]["ttgir"] else 128), build["stack"]
+    # The kernel that does flagged tiles again, and casts booleans, is big and seldom runs.
+    assert build["stack"] <= (640 if "arith.uitofp" in build["asm"]["ttgir"] else 128), build["stack"]
     assert "kWidth = 4" not in build["asm"]["ttgir"]
 """
 
