@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 import bi_compile
 from bi_compile import inductor
 from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
-from bi_compile.templates.attention import attention, oracle, scaled_dot_product_attention
+from bi_compile.templates.attention import attention, contract, oracle, scaled_dot_product_attention
 from tests.bits import as_integers, assert_same_bits, order_sensitive, same_bits
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
@@ -599,6 +600,20 @@ def test_traced_with_symbolic_sizes_it_gives_the_same_bits():
         pairs = (torch.autograd.grad(out, inputs, weight) for out in (found, expected))
         for a, b in zip(*pairs, strict=True):
             assert_same_bits(a, b, "gradient")
+
+
+def test_fp64_on_a_cuda_device_is_refused_when_traced():
+    """Before anything is compiled or run: no device is needed to see it."""
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 3, 8, dtype=torch.float64, device="cuda")
+        for call in (
+            lambda: scaled_dot_product_attention(q, q, q),
+            lambda: contract._fake(q, q, q, None, True, 0.5),
+        ):
+            with pytest.raises(
+                UnsupportedDtypeError, match=r"attention on CUDA devices does not support .*64"
+            ):
+                call()
 
 
 def test_bad_input_is_refused():

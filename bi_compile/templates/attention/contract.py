@@ -4,7 +4,7 @@ Op
     bi_compile::attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float scale,
                           float softcap=0.0) -> (Tensor, Tensor)
         q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], Hq a multiple of Hkv: query head h reads
-        kv head h // (Hq // Hkv). One dtype of fp32, bf16, fp16, fp64, any strides.
+        kv head h // (Hq // Hkv). One dtype of fp32, bf16, fp16, fp64 (not on CUDA devices), any strides.
         mask: broadcastable to [B, Hq, Lq, Lk]; boolean (True: attend) or added to the scores (q's dtype, or
         fp32 for bf16 and fp16). is_causal: query i attends to keys 0 ... i. Both may be given.
         softcap: the bound of scores before the mask, as in Gemma 2; 0 for none.
@@ -39,6 +39,8 @@ What follows from it
     another key. In rows that have none, False and -inf give 0 as in PyTorch, and the lowest finite number
     gives the average over all keys, padding included, as in PyTorch (where adding it absorbs the score).
 
+On CUDA devices the tree is that of `gpu_oracle.py`; what follows from it is the same.
+
 Stock kernels choose block sizes and the product's order by the number of queries, keys and threads.
 """
 
@@ -54,11 +56,20 @@ from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
 from bi_compile.templates.registry import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CUDA_DTYPES = DTYPES[:3]
+
+
+def refuse_dtype(q: torch.Tensor, name: str = "attention") -> None:
+    """Raise UnsupportedDtypeError where the device of q has no kernel for its dtype: when traced already."""
+    on_cuda = q.device.type == "cuda"
+    supported = CUDA_DTYPES if on_cuda else DTYPES
+    if q.dtype not in supported:
+        where = f"{name} on CUDA devices" if on_cuda else name
+        raise UnsupportedDtypeError(where, str(q.dtype), map(str, supported))
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> None:
-    if q.dtype not in DTYPES:
-        raise UnsupportedDtypeError("attention", str(q.dtype), map(str, DTYPES))
+    refuse_dtype(q)
     torch._check(
         k.dtype == q.dtype and v.dtype == q.dtype,
         lambda: f"attention: q, k and v have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}",
@@ -302,8 +313,7 @@ def _refuse(
     is_causal: bool,
 ) -> None:
     name = "scaled_dot_product_attention"
-    if query.dtype not in DTYPES:
-        raise UnsupportedDtypeError(name, str(query.dtype), map(str, DTYPES))
+    refuse_dtype(query, name)
     if dropout_p > 0:
         raise UnsupportedOpError(
             f"{name} with dropout",

@@ -6,15 +6,14 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bi_compile.errors import UnsupportedDtypeError
 from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT, ATTENTION_KV_BLOCK
+from bi_compile.templates.attention.contract import refuse_dtype
 from bi_compile.templates.attention.gpu_kernels import attend, merge_splits
 from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.gpu.device import COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LOG2_E = float.fromhex("0x1.715476p+0")
 _CAREFUL_ROWS = 16
 _CAREFUL_TILES = 32
@@ -117,8 +116,7 @@ def attention(
     scale: float,
     softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if q.dtype == torch.float64:
-        raise UnsupportedDtypeError("attention on CUDA devices", str(q.dtype), map(str, _DTYPES))
+    refuse_dtype(q)
     batch, heads, queries, size = q.shape
     kv_heads, keys, value_size = k.shape[1], k.shape[2], v.shape[3]
     out = torch.empty(batch, queries, heads, value_size, dtype=q.dtype, device=q.device)
