@@ -21,6 +21,9 @@ def _sort(x: Tensor, dim: int = -1, descending: bool = False) -> Any:
 
 @rewrite(aten.sort.stable)
 def _sort_stable(x: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False) -> Any:
+    if is_floating(x) and x.device.type == "cuda":
+        # PyTorch has several sorts there, and the kinds of zeros and NaN are not equal to all of them.
+        return bi.topk(x, x.shape[dim] if x.dim() else 1, dim, descending)
     if stable:
         return NotImplemented
     return aten.sort.stable(x, stable=True, dim=dim, descending=descending)

@@ -3,6 +3,9 @@
 The kernels are called as Python functions, on CPU tensors. `tests/gpu/` runs them on a device.
 """
 
+import dataclasses
+import sys
+
 import pytest
 import torch
 
@@ -40,6 +43,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.fixture
 def small_programs(monkeypatch):
     """Rows of more than two chunks take the way of rows that are too long for one program."""
+    for cached in (reduction._launches, softmax._launch, normalization._launch):
+        monkeypatch.setattr(sys.modules[cached.__module__], cached.__name__, cached.__wrapped__)
     monkeypatch.setattr(softmax, "_MOST_CHUNKS", 2)
     monkeypatch.setattr(normalization, "_MOST_CHUNKS", 2)
     monkeypatch.setattr(reduction, "_SPAN_CHUNKS", 2)
@@ -156,12 +161,29 @@ def test_norms_of_long_rows_are_the_oracle():
 
 
 def test_blocks_change_no_bit(monkeypatch):
-    x = data(5, 2100, dtype=torch.float32)
-    expected = reduction.sum(x, (1,), False)
-    for rows, chunks, unroll in ((4, 4, 2), (2, 8, 8), (8, 4, 1)):
-        changed = reduction.Blocks(rows, chunks, 32, unroll, 4)
-        monkeypatch.setattr(reduction.Blocks, "choose", lambda *a, changed=changed, **k: changed)
-        assert_same_bits(reduction.sum(x, (1,), False), expected)
+    x, w = data(5, 2100, dtype=torch.float32), torch.randn(2100)
+
+    def results() -> list[torch.Tensor]:
+        for cached in (reduction._launches, softmax._launch, normalization._launch):
+            cached.cache_clear()
+        return [
+            reduction.sum(x, (1,), False),
+            softmax.softmax(x / 256, 1),
+            *normalization.layer_norm(x, (2100,), w, w, 1e-5),
+        ]
+
+    expected = results()
+    view = reduction.as_rows(x, (1,))[1]
+    for rows, chunks, each, changes in (
+        (4, 4, 2, {"UNROLL": 2}),
+        (2, 8, 8, {"TILE": 256, "KEPT": False}),
+        (1, 4, 1, {"TILE": 4096, "KEPT": True}),
+    ):
+        changed = dataclasses.replace(reduction.Blocks.of(view, chunks, rows=rows, each=each), **changes)
+        for choice in ("for_rows", "for_spans"):
+            monkeypatch.setattr(reduction.Blocks, choice, lambda *a, changed=changed, **k: changed)
+        for found, wanted in zip(results(), expected, strict=True):
+            assert_same_bits(found, wanted, f"{changed}")
 
 
 _BUILD = """

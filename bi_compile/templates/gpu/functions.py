@@ -30,6 +30,14 @@ def log(x):
 
 
 @triton.jit
+def log1p(x):
+    if _INTERPRETED:
+        return tl.log(1.0 + x)
+    else:
+        return libdevice.log1p(x)
+
+
+@triton.jit
 def pow(x, y):
     if _INTERPRETED:
         return tl.exp(y * tl.log(x))
@@ -44,6 +52,21 @@ def divide(x, y):
         return x / y
     else:
         return tl.div_rn(x, y)
+
+
+LEAST_DIVIDED = tl.constexpr(2.0**-76)
+
+
+@triton.jit
+def divide_by(x, y, inverse):
+    """x / y, rounded once, given inverse = 1 / y, rounded once, in fp32: for many x and one y.
+
+    Holds for x of 0 or at least LEAST_DIVIDED and y from 1 to 2**40 or NaN: no remainder is rounded then, and
+    by Markstein's theorem the second correction rounds the quotient correctly.
+    """
+    q = x * inverse
+    q = tl.fma(tl.fma(-q, y, x), inverse, q)
+    return tl.fma(tl.fma(-q, y, x), inverse, q)
 
 
 @triton.jit

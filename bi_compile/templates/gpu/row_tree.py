@@ -1,8 +1,8 @@
 """The tree of every row reduction (`numerics`) in Triton: what cpu/row_tree.h is for the CPU kernels.
 
 A program holds a block of accumulators [ROWS, CHUNKS, LANES] and walks the steps of all chunks together. Then
-lanes fold in halves and chunks pairwise, always by reductions of length two: a longer one would be summed
-in an order that follows the number of warps. So ROWS, CHUNKS (a power of two) and the number of warps are
+lanes fold in halves and chunks pairwise, always two by two: a longer reduction would be summed in an
+order that follows the number of warps. So ROWS, CHUNKS (a power of two) and the number of warps are
 free. Absent elements enter as the identity, which changes no bit: a lane that started at +0 is never -0.
 """
 
@@ -45,7 +45,9 @@ def fold_chunks(leaves, PRODUCT: tl.constexpr = False):
     if CHUNKS == 1:
         return tl.reshape(leaves, (ROWS,))
     else:
-        return fold_chunks(_pair(tl.reshape(leaves, (ROWS, CHUNKS // 2, 2)), 2, PRODUCT), PRODUCT)
+        # A split brings all chunks to one thread at once; reductions of pairs go through memory each time.
+        left, right = tl.split(tl.reshape(leaves, (ROWS, CHUNKS // 2, 2)))
+        return fold_chunks(left * right if PRODUCT else left + right, PRODUCT)
 
 
 @triton.jit
@@ -85,3 +87,30 @@ def element_offset(i, size, outer, inner, TWO: tl.constexpr, WIDE: tl.constexpr)
         return (i // size) * outer + (i % size) * inner
     else:
         return i * inner
+
+
+@triton.jit
+def inside(first, step, n, FULL: tl.constexpr):
+    """Whether the elements of a step lie within rows of n. FULL: chunks are full or absent, in all steps."""
+    if FULL:
+        return first < n
+    else:
+        return first + step * LANES < n
+
+
+@triton.jit
+def load(at, there, other: tl.constexpr, WHOLE: tl.constexpr):
+    """Elements that are `there`, `other` for those that are not; WHOLE: all are."""
+    if WHOLE:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=there, other=other)
+
+
+@triton.jit
+def store(at, value, there, WHOLE: tl.constexpr):
+    """The other way round."""
+    if WHOLE:
+        tl.store(at, value)
+    else:
+        tl.store(at, value, mask=there)

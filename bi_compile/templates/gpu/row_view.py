@@ -1,5 +1,7 @@
 """Which elements form a row: the kept and the reduced dims of a tensor, each walked as at most two."""
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +18,9 @@ class Dims:
     strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, x: torch.Tensor, dims: Sequence[int]) -> "Dims":
+    def of(cls, shape: Sequence[int], strides: Sequence[int], dims: Sequence[int]) -> "Dims":
         merged: list[tuple[int, int]] = []
-        for size, stride in ((x.shape[d], x.stride(d)) for d in dims):
+        for size, stride in ((shape[d], strides[d]) for d in dims):
             if size == 1:
                 continue
             if merged and merged[-1][1] == size * stride:
@@ -33,38 +35,30 @@ class Dims:
         return self.sizes[-1] if self.sizes else 1
 
     def outer_and_inner_stride(self) -> tuple[int, int]:
-        inner = self.strides[-1] if self.strides else 1
+        # Of no dims 0, which keeps the alignment of what it is added to.
+        inner = self.strides[-1] if self.strides else 0
         return (self.strides[0] if len(self.strides) == 2 else 0), inner
 
 
 @dataclass(frozen=True)
 class RowView:
-    """x as rows of n elements: element i of row r lies where `kept` and `reduced` say.
+    """A tensor as rows of n elements: element i of row r lies where `kept` and `reduced` say."""
 
-    A tensor that takes more than two dims on either side is copied to rows first, which changes no value.
-    """
-
-    x: torch.Tensor
     rows: int
     n: int
     kept: Dims
     reduced: Dims
 
     @classmethod
-    def of(cls, x: torch.Tensor, reduced: Sequence[int]) -> "RowView":
-        kept = [d for d in range(x.dim()) if d not in reduced]
-        n = 1
-        for d in reduced:
-            n *= x.shape[d]
-        rows = x.numel() // n if n else 1
-        if not n:
-            for d in kept:
-                rows *= x.shape[d]
-        sides = Dims.of(x, kept), Dims.of(x, reduced)
+    @functools.lru_cache(maxsize=65536)
+    def of(cls, shape: torch.Size, strides: tuple[int, ...], reduced: tuple[int, ...]) -> "RowView | None":
+        """None for a tensor that takes more than two dims on either side."""
+        kept = [d for d in range(len(shape)) if d not in reduced]
+        sides = Dims.of(shape, strides, kept), Dims.of(shape, strides, reduced)
         if any(len(side.sizes) > MOST_DIMS for side in sides):
-            x = x.permute(*kept, *reduced).contiguous().view(rows, n)
-            sides = Dims.of(x, [0]), Dims.of(x, [1])
-        return cls(x, rows, n, *sides)
+            return None
+        rows, n = (math.prod(shape[d] for d in dims) for dims in (kept, reduced))
+        return cls(rows, n, *sides)
 
     @property
     def columns(self) -> bool:
@@ -89,6 +83,17 @@ class RowView:
 
     def _extent(self) -> int:
         return sum((n - 1) * s for n, s in zip(self.reduced.sizes, self.reduced.strides, strict=True)) + 1
+
+
+def as_rows(x: torch.Tensor, reduced: Sequence[int]) -> tuple[torch.Tensor, RowView]:
+    """x and how to walk it; a tensor of too many dims is copied to rows first, which changes no value."""
+    view = RowView.of(x.shape, x.stride(), tuple(reduced))
+    if view is not None:
+        return x, view
+    kept = [d for d in range(x.dim()) if d not in reduced]
+    rows = x.permute(*kept, *reduced).contiguous()
+    rows = rows.view(math.prod(rows.shape[: len(kept)]), math.prod(rows.shape[len(kept) :]))
+    return as_rows(rows, (1,))
 
 
 def power_of_two(n: int) -> int:

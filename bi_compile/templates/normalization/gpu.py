@@ -1,10 +1,11 @@
 """layer_norm and rms_norm on CUDA devices: sums by templates/gpu/row_tree, every operation rounded.
 
-A program keeps its rows in registers or, where they are too long for it, reads them again from the cache for
-each sum and for the result. Rows longer than a program takes go through the kernels of the reductions and
-one for the result.
+A program reads its rows from memory for the first sum, and from the cache for the second and for the result:
+the sums want few elements side by side in a thread, the result wants 16 bytes. Rows longer than a program
+takes go through the kernels of the reductions and one for the result.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,12 +15,15 @@ import triton.language as tl
 from bi_compile.templates.gpu import functions, row_tree
 from bi_compile.templates.gpu.blocks import Blocks
 from bi_compile.templates.gpu.device import COMPILATION
-from bi_compile.templates.gpu.row_view import RowView
+from bi_compile.templates.gpu.launch import Launch
+from bi_compile.templates.gpu.row_view import RowView, as_rows
 from bi_compile.templates.reduction.gpu import run
 from bi_compile.templates.reduction.shapes import acc_dtype
 from bi_compile.templates.registry import implements
 
 _MOST_CHUNKS = 64
+_EARLY = 128
+"""Elements, weights and biases that a thread holds before they are needed."""
 
 
 @triton.jit
@@ -31,11 +35,10 @@ def _centred(x, mean, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def _parameter(p, i, n, row, GIVEN: tl.constexpr):
-    """The weights or biases of elements i, for every row: of the shape of the rows, or they change layout."""
+def _parameter(p, i, there, EVEN: tl.constexpr, GIVEN: tl.constexpr):
+    """The weights or biases of elements i, for every row."""
     if GIVEN:
-        i = i + tl.zeros_like(row)[:, None, None]
-        return tl.load(p + i, mask=i < n, other=0.0)
+        return row_tree.load(p + i, there, 0.0, EVEN)
     else:
         return 0.0
 
@@ -55,86 +58,87 @@ def _rstd(squares, length, eps):
     return functions.divide(tl.full(squares.shape, 1.0, squares.dtype), functions.sqrt(variance + eps))
 
 
+@triton.jit
+def _moment(
+    begin, there, n, mean, size, outer, inner,
+    CENTRED: tl.constexpr, SQUARED: tl.constexpr,
+    CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    TWO: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """[ROWS]: the sums of the elements or of their squares, less the mean where CENTRED."""
+    ROWS: tl.constexpr = begin.shape[0]
+    lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), mean.dtype)
+    first = row_tree.lane_index(CHUNKS)
+    for step in range(0, STEPS, UNROLL):
+        for turn in tl.static_range(UNROLL):
+            i = first + (step + turn) * row_tree.LANES
+            at = begin[:, None, None] + row_tree.element_offset(i, size, outer, inner, TWO, WIDE)
+            inside = row_tree.inside(first, step + turn, n, FULL)
+            value = functions.widened(row_tree.load(at, there[:, None, None] & inside, 0.0, WHOLE))
+            if SQUARED:
+                value = _centred(value, mean[:, None, None], CENTRED)
+                value = value * value
+                if not WHOLE:
+                    value = tl.where(inside, value, 0.0)
+            lanes += value
+    return row_tree.fold(lanes)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _normalize(
     x, weight, bias, out, means, rstds, rows, n, length: tl.float64, eps: tl.float64,
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, KEPT: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, TILE: tl.constexpr,
+    EARLY: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = (row < rows)[:, None, None]
-    begin = x + row_tree.row_offset(row, kept_size, kept_outer, kept_inner, KEPT_TWO)[:, None, None]
-    target = out + (row.to(tl.int64) * n)[:, None, None]
-    first = row_tree.lane_index(CHUNKS)
+    there = row < rows
+    begin = x + row_tree.row_offset(row, kept_size, kept_outer, kept_inner, KEPT_TWO)
+    target = out + (row.to(tl.int64) * n)[:, None]
     dtype: tl.constexpr = functions.widened(tl.zeros((1,), x.dtype.element_ty)).dtype
     of_length = tl.full((ROWS,), length, dtype)
     mean = tl.zeros((ROWS,), dtype)
-    if KEPT:
-        # The rows stay in registers: read once.
-        values, weights, biases = (), (), ()
-        for turn in tl.static_range(STEPS):
-            i = first + turn * row_tree.LANES
-            at = begin + row_tree.element_offset(
+    column = tl.arange(0, TILE)[None, :] + tl.zeros_like(row)[:, None]
+    if EARLY:
+        # One tile is the row: what is written is read before the sums are known, not after.
+        inside = there[:, None] & (column < n)
+        at = begin[:, None] + row_tree.element_offset(
+            column, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
+        )
+        early = row_tree.load(at, inside, 0.0, EVEN)
+        scale = _parameter(weight, column, inside, EVEN, WEIGHT)
+        shift = _parameter(bias, column, inside, EVEN, BIAS)
+    if CENTRED:
+        total = _moment(
+            begin, there, n, mean, element_size, element_outer, element_inner,
+            CENTRED, False, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
+        )  # fmt: skip
+        mean = functions.divide(total, of_length)
+    squares = _moment(
+        begin, there, n, mean, element_size, element_outer, element_inner,
+        CENTRED, True, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
+    )  # fmt: skip
+    rstd = _rstd(squares, of_length, tl.full((ROWS,), eps, dtype))
+    for tile in range(0, TILE if EARLY else n, TILE):
+        i = tile + column
+        inside = there[:, None] & (i < n)
+        if EARLY:
+            value = early
+        else:
+            at = begin[:, None] + row_tree.element_offset(
                 i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
             )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-            values = values + (value,)  # noqa: RUF005  (all that Triton knows)
-            # With the elements, not when they are wanted: they would be waited for then.
-            weights = weights + (_parameter(weight, i, n, row, WEIGHT),)  # noqa: RUF005
-            biases = biases + (_parameter(bias, i, n, row, BIAS),)  # noqa: RUF005
-        if CENTRED:
-            lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-            for turn in tl.static_range(STEPS):
-                lanes += values[turn]
-            mean = functions.divide(row_tree.fold(lanes), of_length)
-        lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-        for turn in tl.static_range(STEPS):
-            d = _centred(values[turn], mean[:, None, None], CENTRED)
-            lanes += tl.where(first + turn * row_tree.LANES < n, d * d, 0.0)
-        rstd = _rstd(row_tree.fold(lanes), of_length, tl.full((ROWS,), eps, dtype))
-        for turn in tl.static_range(STEPS):
-            i = first + turn * row_tree.LANES
-            y = _centred(values[turn], mean[:, None, None], CENTRED) * rstd[:, None, None]
-            y = _affine(y, weights[turn], biases[turn], WEIGHT, BIAS)
-            tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
-    else:
-        if CENTRED:
-            lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-            for step in range(0, STEPS, UNROLL):
-                for turn in tl.static_range(UNROLL):
-                    i = first + (step + turn) * row_tree.LANES
-                    at = begin + row_tree.element_offset(
-                        i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-                    )
-                    lanes += functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-            mean = functions.divide(row_tree.fold(lanes), of_length)
-        lanes = tl.zeros((ROWS, CHUNKS, row_tree.LANES), dtype)
-        for step in range(0, STEPS, UNROLL):
-            for turn in tl.static_range(UNROLL):
-                i = first + (step + turn) * row_tree.LANES
-                at = begin + row_tree.element_offset(
-                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-                )
-                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-                d = _centred(value, mean[:, None, None], CENTRED)
-                lanes += tl.where(i < n, d * d, 0.0)
-        rstd = _rstd(row_tree.fold(lanes), of_length, tl.full((ROWS,), eps, dtype))
-        for step in range(0, STEPS, UNROLL):
-            for turn in tl.static_range(UNROLL):
-                i = first + (step + turn) * row_tree.LANES
-                at = begin + row_tree.element_offset(
-                    i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-                )
-                value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
-                y = _centred(value, mean[:, None, None], CENTRED) * rstd[:, None, None]
-                scale, shift = _parameter(weight, i, n, row, WEIGHT), _parameter(bias, i, n, row, BIAS)
-                y = _affine(y, scale, shift, WEIGHT, BIAS)
-                tl.store(target + i, functions.rounded(y, out.dtype.element_ty), mask=there & (i < n))
+            value = row_tree.load(at, inside, 0.0, EVEN)
+            scale = _parameter(weight, i, inside, EVEN, WEIGHT)
+            shift = _parameter(bias, i, inside, EVEN, BIAS)
+        y = _centred(functions.widened(value), mean[:, None], CENTRED) * rstd[:, None]
+        y = functions.rounded(_affine(y, scale, shift, WEIGHT, BIAS), out.dtype.element_ty)
+        row_tree.store(target + i, y, inside, EVEN)
     if CENTRED:
-        tl.store(means + row, functions.rounded(mean, means.dtype.element_ty), mask=row < rows)
-    tl.store(rstds + row, functions.rounded(rstd, rstds.dtype.element_ty), mask=row < rows)
+        tl.store(means + row, functions.rounded(mean, means.dtype.element_ty), mask=there)
+    tl.store(rstds + row, functions.rounded(rstd, rstds.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -159,13 +163,12 @@ def _apply(
     tl.store(rstds + row + tl.zeros((1,), tl.int32), functions.rounded(rstd, rstds.dtype.element_ty))
 
 
-def _long(view: RowView, weight, bias, eps, out, rstds, *, centred: bool) -> torch.Tensor:
+def _long(x: torch.Tensor, rows: int, weight, bias, eps, out, rstds, *, centred: bool) -> torch.Tensor:
     """For rows beyond one program; returns the means."""
-    x = view.x.reshape(view.rows, view.n)
-    view = RowView.of(x, [1])
-    means = run(view, "sum", finish="quotient", number=view.n, keep_wide=True) if centred else out
+    x, view = as_rows(x.reshape(rows, x.numel() // rows), [1])
+    means = run(x, view, "sum", finish="quotient", number=view.n, keep_wide=True) if centred else out
     element = "deviation" if centred else "square"
-    squares = run(view, "sum", element=element, shifts=means if centred else None, keep_wide=True)
+    squares = run(x, view, "sum", element=element, shifts=means if centred else None, keep_wide=True)
     blocks = triton.cdiv(view.n, 1024)
     _apply[(view.rows * blocks,)](
         x, out if weight is None else weight, out if bias is None else bias, means, squares, out, rstds,
@@ -187,31 +190,51 @@ def _normalized(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     outer = x.dim() - len(normalized_shape)
     shape = [*x.shape[:outer], *[1] * len(normalized_shape)]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    means = torch.empty(shape if centred else [0], dtype=statistics, device=x.device)
-    rstds = torch.empty(shape, dtype=statistics, device=x.device)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rstds = x.new_empty(shape, dtype=statistics)
+    means = torch.empty_like(rstds) if centred else rstds
     if weight is not None:
         weight = weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    view = RowView.of(x, range(outer, x.dim()))
+    rows, view = as_rows(x, range(outer, x.dim()))
     if view.n == 0:
         # Of no elements eager says that the mean is 0; the variance is 0 / 0.
         return out, means.zero_(), rstds.fill_(torch.nan)
     if view.rows == 0:
         return out, means, rstds
-    blocks = Blocks.choose(view.rows, view.n, most_chunks=_MOST_CHUNKS)
-    if view.n > blocks.CHUNKS * row_tree.CHUNK.value:
-        found = _long(view, weight, bias, eps, out, rstds, centred=centred)
+    given = [None if p is None else p.dtype for p in (weight, bias)]
+    launch = _launch(x.device.index, x.dtype, statistics, view, *given, float(eps), centred)
+    if launch is None:
+        found = _long(rows, view.rows, weight, bias, eps, out, rstds, centred=centred)
         if centred:
             means = torch.where(found.isnan(), torch.nan, found.to(statistics)).view(shape)
         return out, means, rstds
-    _normalize[(triton.cdiv(view.rows, blocks.ROWS),)](
-        view.x, out if weight is None else weight, out if bias is None else bias, out, means, rstds,
-        view.rows, view.n, float(view.n), eps, CENTRED=centred, WEIGHT=weight is not None, BIAS=bias is not
-        None, KEPT=blocks.kept, **view.arguments(), **blocks.arguments(), **COMPILATION,
-    )  # fmt: skip
+    launch(rows, out if weight is None else weight, out if bias is None else bias, out, means, rstds)
     return out, means, rstds
+
+
+@functools.lru_cache(maxsize=4096)
+def _launch(
+    device: int,
+    dtype: torch.dtype,
+    statistics: torch.dtype,
+    view: RowView,
+    weight: torch.dtype | None,
+    bias: torch.dtype | None,
+    eps: float,
+    centred: bool,
+) -> Launch | None:
+    """None where rows are too long for a program. weight, bias: their dtypes."""
+    blocks = Blocks.for_rows(view, size=dtype.itemsize, most_chunks=_MOST_CHUNKS, alike=2)
+    if view.n > blocks.CHUNKS * row_tree.CHUNK.value:
+        return None
+    numbers = {"rows": view.rows, "n": view.n, "length": float(view.n), "eps": eps}
+    given = (weight is not None) + (bias is not None)
+    early = view.n <= blocks.TILE and blocks.TILE * (blocks.ROWS + given) <= _EARLY * 32 * blocks.num_warps
+    choices = {"CENTRED": centred, "WEIGHT": weight is not None, "BIAS": bias is not None, "EARLY": early}
+    arguments = {**numbers, **choices, **view.arguments(), **blocks.arguments(_normalize), **COMPILATION}
+    return Launch(_normalize, (triton.cdiv(view.rows, blocks.ROWS),), arguments)
 
 
 @implements("layer_norm")

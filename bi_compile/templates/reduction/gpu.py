@@ -5,6 +5,7 @@ root (`FINISH`). A long row is cut into spans of a power of two of chunks, which
 combines their roots.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,9 @@ import triton.language as tl
 from bi_compile.templates.gpu import functions, row_tree
 from bi_compile.templates.gpu.blocks import Blocks
 from bi_compile.templates.gpu.device import COMPILATION
-from bi_compile.templates.gpu.row_view import RowView, power_of_two
+from bi_compile.templates.gpu.launch import Launch
+from bi_compile.templates.gpu.ordering import ordered, unordered
+from bi_compile.templates.gpu.row_view import RowView, as_rows, power_of_two
 from bi_compile.templates.reduction.shapes import acc_dtype, reduced_shape, wrap_dims
 from bi_compile.templates.registry import implements
 
@@ -44,30 +47,6 @@ def _element(x, shift, number, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def _ordered(x, KIND: tl.constexpr):
-    """An integer that orders floats: -0 below +0, and NaN beyond all in the direction of KIND."""
-    if x.dtype == tl.float64:
-        bits = x.to(tl.int64, bitcast=True)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-        nan = tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)
-    else:
-        bits = x.to(tl.int32, bitcast=True)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        nan = tl.full([], 0x7FFFFFFF, tl.int32)
-    if KIND == "min":
-        nan = -nan - 1
-    return tl.where(x != x, nan, key)
-
-
-@triton.jit
-def _unordered(key, dtype: tl.constexpr):
-    if dtype == tl.float64:
-        return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
-    else:
-        return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _identity(KIND: tl.constexpr):
     if KIND == "prod":
         return 1.0
@@ -84,9 +63,9 @@ def _take_in(acc, value, KIND: tl.constexpr):
     if KIND == "prod":
         return acc * value
     elif KIND == "max":
-        return tl.maximum(acc, _ordered(value, KIND))
+        return tl.maximum(acc, ordered(value, KIND))
     elif KIND == "min":
-        return tl.minimum(acc, _ordered(value, KIND))
+        return tl.minimum(acc, ordered(value, KIND))
     else:
         return acc + value
 
@@ -96,7 +75,7 @@ def _start(value, KIND: tl.constexpr):
     """Accumulators of the shape of `value` that hold nothing yet."""
     empty = tl.full(value.shape, _identity(KIND), value.dtype)
     if KIND == "max" or KIND == "min":
-        return _ordered(empty, KIND)
+        return ordered(empty, KIND)
     else:
         return empty
 
@@ -105,9 +84,9 @@ def _start(value, KIND: tl.constexpr):
 def _root(leaves, KIND: tl.constexpr, dtype: tl.constexpr):
     """[ROWS, leaves] -> [ROWS]."""
     if KIND == "max":
-        return _unordered(tl.max(leaves, 1), dtype)
+        return unordered(tl.max(leaves, 1), dtype)
     elif KIND == "min":
-        return _unordered(tl.min(leaves, 1), dtype)
+        return unordered(tl.min(leaves, 1), dtype)
     else:
         return row_tree.fold_chunks(leaves, KIND == "prod")
 
@@ -134,6 +113,7 @@ def _reduce(
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     KIND: tl.constexpr, ELEMENT: tl.constexpr, FINISH: tl.constexpr,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    WHOLE: tl.constexpr, FULL: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """out[span, row] for ROWS rows and one span of CHUNKS chunks."""
@@ -156,9 +136,12 @@ def _reduce(
             at = begin + row_tree.element_offset(
                 i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
             )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+            inside = row_tree.inside(first, step + turn, n, FULL)
+            value = functions.widened(row_tree.load(at, there & inside, 0.0, WHOLE))
             value = _element(value, shift[:, None, None], power, ELEMENT)
-            lanes = _take_in(lanes, tl.where(i < n, value, _identity(KIND)), KIND)
+            if not WHOLE:
+                value = tl.where(inside, value, _identity(KIND))
+            lanes = _take_in(lanes, value, KIND)
     if KIND == "max":
         leaves = tl.max(lanes, 2)
     elif KIND == "min":
@@ -182,7 +165,7 @@ def _combine(
     there = (row < rows)[:, None] & (leaf < count)[None, :]
     parts = tl.load(parts + leaf[None, :] * rows + row[:, None], mask=there, other=_identity(KIND))
     wide: tl.constexpr = parts.dtype
-    leaves = _ordered(parts, KIND) if KIND == "max" or KIND == "min" else parts
+    leaves = ordered(parts, KIND) if KIND == "max" or KIND == "min" else parts
     shift = tl.zeros((ROWS,), wide)
     if SHIFTED:
         shift = tl.load(shifts + row, mask=row < rows, other=0.0)
@@ -199,6 +182,7 @@ def _first_equal(
     x, extrema, out, rows, n,
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    WHOLE: tl.constexpr, FULL: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """out[span, row]: the least index within a span that holds the row's extremum, or n."""
@@ -215,13 +199,15 @@ def _first_equal(
             at = begin + row_tree.element_offset(
                 i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
             )
-            value = functions.widened(tl.load(at, mask=there & (i < n), other=0.0))
+            inside = row_tree.inside(first, step + turn, n, FULL)
+            value = functions.widened(row_tree.load(at, there & inside, 0.0, WHOLE))
             equal = (value == extremum) | ((value != value) & (extremum != extremum))
-            found = tl.minimum(found, tl.where(equal & (i < n), i, n))
+            found = tl.minimum(found, tl.where(equal & inside, i, n))
     tl.store(out + span.to(tl.int64) * rows + row, tl.min(tl.min(found, 2), 1), mask=row < rows)
 
 
 def run(
+    x: torch.Tensor,
     view: RowView,
     kind: str,
     *,
@@ -232,44 +218,67 @@ def run(
     shifts: torch.Tensor | None = None,
     keep_wide: bool = False,
 ) -> torch.Tensor:
-    """[rows] in x's dtype or, to be used further on, in that of the computation.
+    """[rows] of x, walked as `view`, in x's dtype or, to be used further on, in that of the computation.
 
     kind: how elements combine: "sum", "prod", "max" or "min".
     element, finish: what enters the tree and what becomes of its root; `power`, `number` and `shifts`,
     [rows] in
         the dtype of the computation, are what these take besides.
     """
-    x, rows = view.x, view.rows
+    rows = view.rows
     wide = acc_dtype(x.dtype)
-    out = torch.empty(rows, dtype=wide if keep_wide else x.dtype, device=x.device)
+    out = x.new_empty(rows, dtype=wide if keep_wide else x.dtype)
     if rows == 0:
         return out
-    blocks = Blocks.choose(rows, view.n, columns=view.columns, most_chunks=_SPAN_CHUNKS)
-    spans = max(1, -(-view.n // (blocks.CHUNKS * row_tree.CHUNK.value)))
-    alone = spans == 1
-    target = out if alone else torch.empty(spans, rows, dtype=wide, device=x.device)
     given = x if shifts is None else shifts
-    _reduce[(triton.cdiv(rows, blocks.ROWS), spans)](
-        x, given, target, rows, view.n, power, number, KIND=kind, ELEMENT=element,
-        FINISH=finish if alone else "none", **view.arguments(), **blocks.arguments(), **COMPILATION,
-    )  # fmt: skip
-    while not alone:
-        leaves = min(power_of_two(spans), _LEAVES)
-        groups = triton.cdiv(spans, leaves)
-        alone = groups == 1
-        parts = target
-        target = out if alone else torch.empty(groups, rows, dtype=wide, device=x.device)
-        block_rows = min(power_of_two(rows), max(1, 2048 // leaves))
-        _combine[(triton.cdiv(rows, block_rows), groups)](
-            parts, given, target, rows, spans, number, KIND=kind, FINISH=finish if alone else "none",
-            SHIFTED=shifts is not None, ROWS=block_rows, LEAVES=leaves, **COMPILATION,
-        )  # fmt: skip
-        spans = groups
+    key = (x.device.index, x.dtype, out.dtype, view, kind, element, finish, power, number, shifts is not None)
+    *parts, last = _launches(*key)
+    for launch, count in parts:
+        found = x.new_empty((count, rows), dtype=wide)
+        launch(x, given, found)
+        x = found
+    last[0](x, given, out)
     return out
 
 
-def _viewed(x: torch.Tensor, dims: Dims, keepdim: bool) -> tuple[RowView, list[int]]:
-    return RowView.of(x, wrap_dims(x, dims)), reduced_shape(x, dims, keepdim)
+@functools.lru_cache(maxsize=4096)
+def _launches(
+    device: int,
+    dtype: torch.dtype,
+    out: torch.dtype,
+    view: RowView,
+    kind: str,
+    element: str,
+    finish: str,
+    power: float,
+    number: float,
+    shifted: bool,
+) -> list[tuple[Launch, int]]:
+    """What is launched one after the other, and how many parts of each row come out of it."""
+    rows = view.rows
+    blocks = Blocks.for_spans(view, size=dtype.itemsize, most_chunks=_SPAN_CHUNKS)
+    spans = max(1, -(-view.n // (blocks.CHUNKS * row_tree.CHUNK.value)))
+    arguments = {
+        "rows": rows, "n": view.n, "power": power, "number": number, "KIND": kind, "ELEMENT": element,
+        "FINISH": finish if spans == 1 else "none",
+        **view.arguments(), **blocks.arguments(_reduce), **COMPILATION,
+    }  # fmt: skip
+    found = [(Launch(_reduce, (triton.cdiv(rows, blocks.ROWS), spans), arguments), spans)]
+    while spans > 1:
+        leaves = min(power_of_two(spans), _LEAVES)
+        groups = triton.cdiv(spans, leaves)
+        block_rows = min(power_of_two(rows), max(1, 1024 // leaves))
+        arguments = {
+            "rows": rows, "count": spans, "number": number, "KIND": kind, "SHIFTED": shifted,
+            "FINISH": finish if groups == 1 else "none", "ROWS": block_rows, "LEAVES": leaves, **COMPILATION,
+        }  # fmt: skip
+        found.append((Launch(_combine, (triton.cdiv(rows, block_rows), groups), arguments), groups))
+        spans = groups
+    return found
+
+
+def _viewed(x: torch.Tensor, dims: Dims, keepdim: bool) -> tuple[torch.Tensor, RowView, list[int]]:
+    return *as_rows(x, wrap_dims(x, dims)), reduced_shape(x, dims, keepdim)
 
 
 def _check_not_empty(op: str, x: torch.Tensor, dims: Dims) -> None:
@@ -280,44 +289,44 @@ def _check_not_empty(op: str, x: torch.Tensor, dims: Dims) -> None:
 
 @implements("sum")
 def sum(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
-    view, shape = _viewed(x, dims, keepdim)
-    return run(view, "sum").view(shape)
+    x, view, shape = _viewed(x, dims, keepdim)
+    return run(x, view, "sum").view(shape)
 
 
 @implements("prod")
 def prod(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
-    view, shape = _viewed(x, dims, keepdim)
-    return run(view, "prod").view(shape)
+    x, view, shape = _viewed(x, dims, keepdim)
+    return run(x, view, "prod").view(shape)
 
 
 @implements("amax")
 def amax(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
     _check_not_empty("amax", x, dims)
-    view, shape = _viewed(x, dims, keepdim)
-    return run(view, "max").view(shape)
+    x, view, shape = _viewed(x, dims, keepdim)
+    return run(x, view, "max").view(shape)
 
 
 @implements("amin")
 def amin(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
     _check_not_empty("amin", x, dims)
-    view, shape = _viewed(x, dims, keepdim)
-    return run(view, "min").view(shape)
+    x, view, shape = _viewed(x, dims, keepdim)
+    return run(x, view, "min").view(shape)
 
 
 @implements("mean")
 def mean(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
-    view, shape = _viewed(x, dims, keepdim)
-    return run(view, "sum", finish="quotient", number=view.n).view(shape)
+    x, view, shape = _viewed(x, dims, keepdim)
+    return run(x, view, "sum", finish="quotient", number=view.n).view(shape)
 
 
 @implements("var_mean")
 def var_mean(
     x: torch.Tensor, dims: Dims, correction: float, keepdim: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    view, shape = _viewed(x, dims, keepdim)
-    means = run(view, "sum", finish="quotient", number=view.n, keep_wide=True)
+    x, view, shape = _viewed(x, dims, keepdim)
+    means = run(x, view, "sum", finish="quotient", number=view.n, keep_wide=True)
     freedom = max(0.0, view.n - correction)
-    found = run(view, "sum", element="deviation", finish="quotient", number=freedom, shifts=means)
+    found = run(x, view, "sum", element="deviation", finish="quotient", number=freedom, shifts=means)
     # Through where: a conversion alone gives NaNs of other payloads.
     narrow = torch.where(means.isnan(), torch.nan, means.to(x.dtype))
     return found.view(shape), narrow.view(shape)
@@ -332,39 +341,40 @@ def var(x: torch.Tensor, dims: Dims, correction: float, keepdim: bool) -> torch.
 def norm(x: torch.Tensor, ord: float, dims: Dims, keepdim: bool) -> torch.Tensor:
     if ord < 0 or math.isinf(ord):
         _check_not_empty("norm", x, dims)
-    view, shape = _viewed(x, dims, keepdim)
+    x, view, shape = _viewed(x, dims, keepdim)
     if math.isinf(ord):
-        found = run(view, "max" if ord > 0 else "min", element="magnitude")
+        found = run(x, view, "max" if ord > 0 else "min", element="magnitude")
     elif ord == 0:
-        found = run(view, "sum", element="nonzero")
+        found = run(x, view, "sum", element="nonzero")
     elif ord == 1:
-        found = run(view, "sum", element="magnitude")
+        found = run(x, view, "sum", element="magnitude")
     elif ord == 2:
-        found = run(view, "sum", element="square", finish="root")
+        found = run(x, view, "sum", element="square", finish="root")
     else:
-        found = run(view, "sum", element="power", power=ord, finish="power", number=1 / ord)
+        found = run(x, view, "sum", element="power", power=ord, finish="power", number=1 / ord)
     return found.view(shape)
 
 
 @implements("logsumexp")
 def logsumexp(x: torch.Tensor, dims: Dims, keepdim: bool) -> torch.Tensor:
-    view, shape = _viewed(x, dims, keepdim)
+    x, view, shape = _viewed(x, dims, keepdim)
     # An infinite maximum would make inf - inf of itself; the sum is then inf or 0 without any shift.
-    shifts = run(view, "max", finish="finite", keep_wide=True)
-    return run(view, "sum", element="exponential", finish="logarithm", shifts=shifts).view(shape)
+    shifts = run(x, view, "max", finish="finite", keep_wide=True)
+    return run(x, view, "sum", element="exponential", finish="logarithm", shifts=shifts).view(shape)
 
 
 def _index_of(x: torch.Tensor, dims: Dims, keepdim: bool, kind: str) -> torch.Tensor:
     _check_not_empty(f"arg{kind}", x, dims)
-    view, shape = _viewed(x, dims, keepdim)
-    extrema = run(view, kind, keep_wide=True)
-    blocks = Blocks.choose(view.rows, view.n, columns=view.columns, most_chunks=_SPAN_CHUNKS // 2)
+    x, view, shape = _viewed(x, dims, keepdim)
+    extrema = run(x, view, kind, keep_wide=True)
+    blocks = Blocks.for_spans(view, size=8, most_chunks=_SPAN_CHUNKS // 2)
     spans = max(1, -(-view.n // (blocks.CHUNKS * row_tree.CHUNK.value)))
     found = torch.empty(spans, view.rows, dtype=torch.int64, device=x.device)
     if view.rows:
         _first_equal[(triton.cdiv(view.rows, blocks.ROWS), spans)](
-            view.x, extrema, found, view.rows, view.n, **view.arguments(), **blocks.arguments(), **COMPILATION
-        )
+            x, extrema, found, view.rows, view.n, **view.arguments(), **blocks.arguments(_first_equal),
+            **COMPILATION,
+        )  # fmt: skip
     return (found[0] if spans == 1 else found.amin(0)).view(shape)
 
 

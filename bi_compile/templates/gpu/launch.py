@@ -1,0 +1,36 @@
+"""A kernel launched again and again: what Triton works out at each call is worked out once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_ALIGNMENT = 16
+"""Bytes. Triton compiles a kernel anew where a pointer is not a multiple of it."""
+
+
+class Launch:
+    """`kernel` on `grid`, with all arguments but the tensors, which come first in its signature.
+
+    The caller keeps one for each device and each choice of dtypes, shapes and strides: nothing but the
+    alignment of the tensors is looked at again.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any]):
+        self._kernel, self._grid, self._arguments = kernel, grid, dict(arguments)
+        self._compiled: Any = None
+        self._others: tuple[Any, ...] = ()
+
+    def __call__(self, *tensors: torch.Tensor) -> None:
+        addresses = 0
+        for tensor in tensors:
+            addresses |= tensor.data_ptr()
+        aligned = addresses % _ALIGNMENT == 0
+        if aligned and self._compiled is not None:
+            self._compiled[(*self._grid, 1, 1)[:3]](*tensors, *self._others)
+            return
+        compiled = self._kernel[self._grid](*tensors, **self._arguments)
+        if aligned:
+            self._compiled = compiled
+            names = getattr(self._kernel, "arg_names", ())[len(tensors) :]
+            self._others = tuple(self._arguments[name] for name in names)
