@@ -103,12 +103,10 @@ def scatter_reduce(
             x.view(1), 0, index.view(1), src.view(1), reduce, include_self
         ).view(())  # fmt: skip
     dim = wrap_dim(dim, x.dim())
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
-    _quieten(out)
     if index.numel() == 0 or x.numel() == 0:
-        return out
+        return _quieten(x.clone(memory_format=torch.contiguous_format))
     # Only the part of x that index covers has anything to take in.
-    part, taken = out, src
+    part, taken = x, src
     for d, size in enumerate(index.shape):
         taken = taken.narrow(d, 0, size)
         part = part if d == dim else part.narrow(d, 0, size)
@@ -121,7 +119,11 @@ def scatter_reduce(
     else:
         keys = keys.reshape(index.shape[dim], -1).t()
     found = _reduced(rows.contiguous(), keys.contiguous(), taken.contiguous(), reduce, include_self)
-    first.copy_(found.view(first.shape))
+    found = found.view(first.shape).movedim(0, dim)
+    if part.shape == x.shape:
+        return found.contiguous()
+    out = _quieten(x.clone(memory_format=torch.contiguous_format))
+    out[tuple(slice(0, size) for size in part.shape)] = found
     return out
 
 

@@ -77,6 +77,27 @@ def _write(
         row_tree.store(target + i * stride, functions.rounded(y, target.dtype.element_ty), present, WHOLE)
 
 
+@triton.jit
+def _read_and_write(
+    begin, target, first, there, n, maximum, total, stride, size, outer, inner,
+    LOG: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+    TWO: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """For rows that are not in registers."""
+    for step in range(0, STEPS, UNROLL):
+        for turn in tl.static_range(UNROLL):
+            value, present = _read(
+                begin, first, step + turn, there, n, size, outer, inner, TWO, WIDE, WHOLE, FULL
+            )
+            value = value - maximum
+            y = _quotient(value if LOG else functions.exp(value), total, LOG)
+            i = first + (step + turn) * row_tree.LANES
+            if WIDE:
+                i = i.to(tl.int64)
+            y = functions.rounded(y, target.dtype.element_ty)
+            row_tree.store(target + i * stride, y, present, WHOLE)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _softmax(
     x, out, rows, n, out_outer, out_inner,
@@ -127,9 +148,12 @@ def _softmax(
                     shifted, total, inverse, target, first, there, n, out_inner, LOG, True, WIDE, WHOLE, FULL
                 )
             else:
-                _write(
-                    shifted, total, inverse, target, first, there, n, out_inner, LOG, False, WIDE, WHOLE, FULL
-                )
+                # Seldom: a loop, that the code of the kernel stays short.
+                _read_and_write(
+                    begin, target, first, there, n, maximum, total, out_inner,
+                    element_size, element_outer, element_inner,
+                    LOG, STEPS, 1, ELEMENT_TWO, WIDE, WHOLE, FULL,
+                )  # fmt: skip
     else:
         for step in range(0, STEPS, UNROLL):
             for turn in tl.static_range(UNROLL):
@@ -149,19 +173,11 @@ def _softmax(
         total = row_tree.fold(lanes)
         if LOG:
             total = functions.log(total)
-        for step in range(0, STEPS, UNROLL):
-            for turn in tl.static_range(UNROLL):
-                value, present = _read(
-                    begin, first, step + turn, there, n, element_size, element_outer, element_inner,
-                    ELEMENT_TWO, WIDE, WHOLE, FULL,
-                )  # fmt: skip
-                value = value - maximum
-                y = _quotient(value if LOG else functions.exp(value), total[:, None, None], LOG)
-                i = first + (step + turn) * row_tree.LANES
-                if WIDE:
-                    i = i.to(tl.int64)
-                y = functions.rounded(y, out.dtype.element_ty)
-                row_tree.store(target + i * out_inner, y, present, WHOLE)
+        _read_and_write(
+            begin, target, first, there, n, maximum, total[:, None, None], out_inner,
+            element_size, element_outer, element_inner,
+            LOG, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
+        )  # fmt: skip
 
 
 @triton.jit
