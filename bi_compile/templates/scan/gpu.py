@@ -16,7 +16,7 @@ from bi_compile.templates.registry import implements
 _LINES = 32
 """Of one program: a thread each."""
 
-_AHEAD = 64
+_AHEAD = 16
 """Elements read before they are needed."""
 
 
