@@ -90,8 +90,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Make a model ready for `bi_compile.eager()` and the backend; changes and returns it.
 
-    Its attention becomes "batch_invariant", its experts are computed in batches (grouped products are
-    refused), and a forward with a quantised cache raises QuantizedCacheError. Warns where a model's attention
+    Its attention becomes "batch_invariant", its experts are computed in batches, as every device
+    can, and a forward with a quantised cache raises QuantizedCacheError. Warns where a model's attention
     is written by hand and stays so: as canonical ops one by one it keeps rung Q, but padding on the left is
     inert only in fp32 and up to 256 keys.
     """
