@@ -3,7 +3,7 @@
     python benchmarks/generate.py [--batches 1 8] [--threads 1] [--prompt 128] [--tokens 64] [--dtype float32]
 
 A Llama of 100 million weights (random), greedy, with a static cache; the model's forward is compiled, by
-either backend, once for all lengths. The rounds' median ratio is printed; below 1 means that bi_compile is faster.
+either backend, once for all lengths. The median ratio of the rounds is printed; below 1 ours is faster.
 """
 
 import argparse

@@ -21,13 +21,17 @@ MANY = 33
 INVARIANT, REFUSED, VARIES, INACCURATE, FAILED = "invariant", "refused", "varies", "inaccurate", "failed"
 
 
+STOCK = "PyTorch itself"
+"""What refuses a model that stock eager PyTorch cannot run either."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of it.
 
     kind: INVARIANT, REFUSED (the compilation stopped at an op and named it), or one of the others, which no
         entry of the list may have: VARIES, INACCURATE, FAILED.
-    detail: the refused op, or the first line of what went wrong.
+    detail: the refused op, STOCK, or the first line of what went wrong.
     """
 
     kind: str
@@ -59,6 +63,8 @@ def check(
         except BatchVarianceError as error:
             return Verdict(VARIES, _first_line(error))
         except Exception as error:
+            if _raises(stock, inputs):
+                return Verdict(REFUSED, STOCK)
             op = re.search(
                 r"(?:Unsupported(?:Op|Dtype)|BatchMixing)Error: (\S+) (?:has no|does not|mixes)", str(error)
             )
@@ -88,6 +94,14 @@ def stock_varies(architecture: Architecture, dtype: str, *, device: str = "cpu")
         return True
     except RuntimeError:
         return None
+    return False
+
+
+def _raises(stock, inputs) -> bool:
+    try:
+        stock(*inputs)
+    except RuntimeError:
+        return True
     return False
 
 

@@ -145,6 +145,6 @@ ENCODERS = (
         "Fourier transform for attention",
         kind="unmasked",
         size=11,
-        refused={"bf16": "prims.convert_element_type"},  # stock PyTorch refuses it too
+        refused={"bf16": "PyTorch itself"},
     ),
 )
