@@ -15,6 +15,7 @@ from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
+from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
 from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import is_open, record_compilation, record_graph
@@ -77,6 +78,7 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
             dump.verified(graph, verify(graph, "ignore", flow), flow)
         raise
     record_graph(dump.verified(graph, verdicts, flow))
+    keep_what_is_read(graph)
 
 
 dynamo.watch(batch_invariant, outside=OutsideGraphs)
