@@ -212,6 +212,19 @@ def _pow_base(base: Any, x: Tensor) -> Any:
     return aten.pow.Tensor_Tensor(wide_base.expand_as(wide), wide).to(dtype)
 
 
+@rewrite(aten.round.decimals)
+def _round(x: Tensor, *, decimals: int) -> Any:
+    if not is_floating(x):
+        return NotImplemented
+    if decimals == 0:
+        return x.round()
+    # A quotient, as in eager PyTorch: Inductor multiplies with the power's reciprocal, which is rounded.
+    wide = _opmath(x)
+    power = torch.full((), 10.0 ** abs(decimals), dtype=wide.dtype, device=x.device)
+    rounded = (wide * power).round() / power if decimals > 0 else (wide / power).round() * power
+    return rounded.to(x.dtype)
+
+
 # Comparisons instead of the hosts' maxima, which disagree about the sign of a zero. NaN propagates.
 
 
@@ -279,6 +292,6 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 REWRITES = (
     *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
-    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_maximum, *_minimum, *_relu, *_clamp,
-    *_clamp_min, *_clamp_max, *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
+    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_maximum, *_minimum, *_relu,
+    *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip

@@ -86,6 +86,7 @@ OPS = {
     "chain": lambda x: F.silu(x * 0.1 + 1.7) * x + torch.tanh(x) / 3,
     "casts": lambda x: (x.float() * 1.1).to(x.dtype).float() + x.half().float(),
     "round": lambda x: (x * 3).round() + x.floor() + x.ceil() + x.trunc() + x.frac(),
+    "round_decimals": lambda x: x.round(decimals=1) + x.round(decimals=3) + (x * 99).round(decimals=-1),
     "nan_to_num": lambda x: torch.nan_to_num(x.log()),
 }
 GROUPS = [list(OPS)[i : i + 13] for i in range(0, len(OPS), 13)]
