@@ -13,6 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from bi_compile.testing.grammar import OPS
+from bi_compile.testing.random_models import RandomModel
+from bi_compile.testing.values import EXPONENTS, KINDS
+
 try:
     from hypothesis import strategies as st
 except ImportError as missing:
@@ -41,26 +45,23 @@ def tensors(
 
     shape: extents, each a number or a strategy of them (`extents()`); None draws 1 to 3 of them.
     dtypes: fp16, bf16, fp32, fp64; one is drawn.
-    values: kinds to draw from. "normal" is the standard normal distribution. "cancelling" holds pairs +b, -b
-        of large values along the last dimension among small ones: any other order of a sum shows. "wide"
-        spreads the exponents as far as squares of the dtype allow. "subnormal" mixes subnormals and the least
-        normal numbers.
+    values: kinds to draw from; `bi_compile.testing.values.values` tells what they are.
     layouts: "contiguous", "transposed" (dimensions reversed in memory), "offset" (a view that starts at an
         odd address), "strided" (every second element of memory), "cut out" (rows of a wider tensor). What
         lies in memory beside the view is NaN, so that reading it shows.
     nan, inf: whether some examples hold NaN, or infinities of both signs. Without them all values are finite.
     """
-    for what, given, known in (("values", values, _VALUES), ("layouts", layouts, _LAYOUTS)):
+    for what, given, known in (("values", values, KINDS), ("layouts", layouts, _LAYOUTS)):
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"{what} {unknown} unknown; there are {list(known)}")
-    if foreign := [dtype for dtype in dtypes if dtype not in _DTYPES]:
-        raise ValueError(f"dtypes {foreign} not supported; there are {list(_DTYPES)}")
+    if foreign := [dtype for dtype in dtypes if dtype not in EXPONENTS]:
+        raise ValueError(f"dtypes {foreign} not supported; there are {list(EXPONENTS)}")
     wanted = draw(st.lists(extents(), min_size=1, max_size=3)) if shape is None else shape
     size = [n if isinstance(n, int) else draw(n) for n in wanted]
     dtype = draw(st.sampled_from(list(dtypes)))
     kind = draw(st.sampled_from(list(values)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    x = _VALUES[kind](torch.empty(size, dtype=torch.float64), dtype, generator).to(dtype)
+    x = KINDS[kind](torch.empty(size, dtype=torch.float64), dtype, generator).to(dtype)
     for wished, special in ((nan, torch.nan), (inf, torch.inf), (inf, -torch.inf)):
         if wished and x.numel() and draw(st.booleans()):
             some = torch.rand(x.shape, generator=generator) < 0.02
@@ -83,34 +84,37 @@ def batches(
     return members.map(tuple)
 
 
-_DTYPES = {torch.float16: 5, torch.bfloat16: 30, torch.float32: 30, torch.float64: 300}
-"""Exponents by which "wide" values spread either way: their squares stay finite."""
+@st.composite
+def models(
+    draw: st.DrawFn,
+    *,
+    max_steps: int = 8,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    values: Sequence[str] = ("normal", "cancelling", "wide", "subnormal"),
+    ops: Sequence[str] = tuple(OPS),
+) -> RandomModel:
+    """Random modules in evaluation mode in which no sample sees another, with their inputs.
 
+    They are drawn as a list of steps; `bi_compile.testing.grammar` has a line for each op. A step may take in
+    an earlier result, move the batch to another dimension, merge it with one, share a weight, change the
+    dtype or break the graph. Failing models shrink to few steps, small sizes and simple ops.
 
-def _normal(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    return x.normal_(generator=generator)
-
-
-def _cancelling(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    x = x.normal_(generator=generator) * 2.0**-8
-    pairs = x.shape[-1] // 3
-    places = torch.rand(x.shape, generator=generator).argsort(-1)
-    large = 1024 * (1 + torch.rand(*x.shape[:-1], pairs, generator=generator, dtype=torch.float64))
-    x.scatter_(-1, places[..., :pairs], large)
-    return x.scatter_(-1, places[..., pairs : 2 * pairs], -large)
-
-
-def _wide(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    span = _DTYPES[dtype]
-    exponents = torch.randint(-span, span + 1, x.shape, generator=generator)
-    return torch.ldexp(x.normal_(generator=generator), exponents)
-
-
-def _subnormal(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    info = torch.finfo(dtype)
-    steps = torch.randint(1, int(2 / info.eps), x.shape, generator=generator).double()
-    sign = torch.where(torch.rand(x.shape, generator=generator) < 0.5, -1.0, 1.0)
-    return steps * sign * (info.tiny * info.eps)
+    max_steps: the most that are drawn; those that do not fit the shape are left out.
+    dtypes, values: of the input. ops: names of the grammar, the simple ones first.
+    Raises ValueError for an op that the grammar does not have.
+    """
+    if unknown := [name for name in ops if name not in OPS]:
+        raise ValueError(f"ops {unknown} unknown; there are {list(OPS)}")
+    rank = draw(st.integers(1, 3))
+    sizes = extents(130) if rank < 3 else st.sampled_from([1, 2, 3, 4, 5, 8, 9])
+    shape = draw(st.tuples(*[sizes] * rank))
+    # One draw for all six: a step of few draws is easily left out when a failing model shrinks.
+    numbers = st.integers(0, 16**6 - 1).map(lambda n: tuple(n // 16**place % 16 for place in range(6)))
+    steps = draw(st.lists(st.tuples(st.sampled_from(list(ops)), numbers), min_size=1, max_size=max_steps))
+    dtype = str(draw(st.sampled_from(list(dtypes)))).removeprefix("torch.")
+    return RandomModel.fitting(
+        shape, steps, dtype=dtype, kind=draw(st.sampled_from(list(values))), seed=draw(st.integers(0, 9))
+    )
 
 
 def _strided(x: torch.Tensor) -> torch.Tensor:
@@ -129,12 +133,6 @@ def _transposed(x: torch.Tensor) -> torch.Tensor:
     return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
 
 
-_VALUES: dict[str, Callable[[torch.Tensor, torch.dtype, torch.Generator], torch.Tensor]] = {
-    "normal": _normal,
-    "cancelling": _cancelling,
-    "wide": _wide,
-    "subnormal": _subnormal,
-}
 _LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": torch.Tensor.contiguous,
     "transposed": _transposed,

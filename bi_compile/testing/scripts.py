@@ -1,0 +1,103 @@
+"""A random model as a program of its own: to paste into an issue, to keep as a regression test."""
+
+from bi_compile.testing.random_models import SAMPLES, RandomModel
+
+_LITERAL = 64
+"""Inputs of up to that many elements are written out."""
+
+
+def script_of(
+    model: RandomModel,
+    *,
+    backend: str,
+    gradients: bool = False,
+    failure: BaseException | None = None,
+    place: tuple[tuple[int, ...], int, float | None] | None = None,
+) -> str:
+    """A program that is also a file of tests: the model, its weights' seed, its inputs, one comparison.
+
+    backend: one of torch.compile, or "eager".
+    failure: its text is told at the top. place: the members of a batch, a position in it, and the value in
+        place of every second member; without, all samples are compared.
+    """
+    members, position, hostile = place or (tuple(range(SAMPLES)), None, None)
+    told = [f"# {line}".rstrip() for line in _told(failure)]
+    run = "model" if backend == "eager" else f'torch.compile(model, backend="{backend}")'
+    parts = [
+        *told,
+        f"# {model!r}",
+        "import torch",
+        "import torch.nn.functional as F",
+        "from torch import nn",
+        "",
+        "",
+        model.source,
+        "",
+        "def test_a_sample_has_the_same_bits_in_the_batch():",
+        f"    torch.manual_seed({model.seed})",
+        "    model = Model().eval().requires_grad_(False)",
+        f"    run = {run}",
+        *_inputs(model, members, hostile),
+        *(_WITH_GRADIENT if gradients else _WITHOUT),
+        *_comparison(position, len(members), hostile),
+        "",
+        "",
+        'if __name__ == "__main__":',
+        "    test_a_sample_has_the_same_bits_in_the_batch()",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+_WITHOUT = ["", "    def result(x):", "        with torch.no_grad():", "            return run(x)", ""]
+_WITH_GRADIENT = [
+    "",
+    "    def result(x):",
+    "        x = x.clone().requires_grad_()",
+    "        y = run(x)",
+    "        (gradient,) = torch.autograd.grad(y, x, y.detach())",
+    "        return gradient",
+    "",
+]
+
+
+def _inputs(model: RandomModel, members: tuple[int, ...], hostile: float | None) -> list[str]:
+    x = model.inputs(SAMPLES)[list(members)]
+    if x.numel() <= _LITERAL:
+        lines = [f"    x = torch.tensor({x.tolist()}, dtype={x.dtype})"]
+    elif model.kind == "normal":
+        shape = (SAMPLES, *model.shape)
+        lines = [
+            f"    generator = torch.Generator().manual_seed({model.seed})",
+            f"    x = torch.randn({shape}, dtype=torch.float64, generator=generator).to({x.dtype})",
+            f"    x = x[{list(members)}]",
+        ]
+    else:
+        lines = [
+            "    from bi_compile.testing.values import values",
+            "",
+            f"    x = values({model.kind!r}, {(SAMPLES, *model.shape)}, {x.dtype}, {model.seed})",
+            f"    x = x[{list(members)}]",
+        ]
+    if hostile is not None:
+        lines.append(f'    x[1::2] = float("{hostile}")')
+    return lines
+
+
+def _comparison(position: int | None, size: int, hostile: float | None) -> list[str]:
+    rows = f"range(0, {size}{', 2' if hostile is not None else ''})" if position is None else f"({position},)"
+    return [
+        "    together = result(x)",
+        f"    for row in {rows}:",
+        "        alone = result(x[row : row + 1])[0]",
+        "        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[alone.element_size()]",
+        "        got = torch.where(together[row].isnan() & alone.isnan(), alone, together[row])",
+        "        same = torch.equal(got.contiguous().view(bits), alone.contiguous().view(bits))",
+        '        assert same, f"expected, alone: {alone}\\ngot, in the batch: {together[row]}"',
+    ]
+
+
+def _told(failure: BaseException | None) -> list[str]:
+    if failure is None:
+        return []
+    lines = [line for line in f"{type(failure).__name__}: {failure}".splitlines() if line.strip()]
+    return lines[:12]

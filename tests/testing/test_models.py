@@ -1,0 +1,207 @@
+"""Random models: grammar, code, programs, shrinking; stock PyTorch is refuted by them and we are not."""
+
+import os
+import random
+import re
+
+import pytest
+import torch
+from hypothesis import Phase, find, settings
+
+from bi_compile.testing import checking
+from bi_compile.testing.checking import Outcome, check_model
+from bi_compile.testing.grammar import OPS
+from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError
+from bi_compile.testing.op_tables import ROUGH
+from bi_compile.testing.random_models import RandomModel
+from bi_compile.testing.scripts import script_of
+from bi_compile.testing.shrinking import smallest
+from bi_compile.testing.strategies import models
+from tests.bits import assert_same_bits
+
+SHAPES = ((4,), (8, 8), (1, 3), (4, 5, 6))
+VARIED = RandomModel((301,), (("linear", (0, 0, 9, 0, 0, 0)), ("tanh", (0,) * 6)), seed=1)
+"""A model that no stock kernel keeps invariant on any machine we know."""
+
+
+def standing(name: str) -> list[RandomModel]:
+    drawn = [
+        RandomModel.fitting(shape, [(name, (d, d, 3, 1, 0, 0))], dtype=dtype)
+        for shape in SHAPES
+        for dtype in ("float32", "bfloat16")
+        for d in range(3)
+    ]
+    after_another = RandomModel.fitting((4,), [("mul", (0,) * 6), (name, (0,) * 6)])
+    return [model for model in [*drawn, after_another] if model.steps and model.steps[-1][0] == name]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_op_stands_somewhere_and_lets_no_sample_see_another(name):
+    models = standing(name)
+    assert models, "the op fits nowhere"
+    ran = 0
+    for model in models[:4]:
+        x, module = model.inputs(4), model.module()
+        try:
+            alone = module(x[1:2])
+        except (NotImplementedError, RuntimeError):  # a dtype without a kernel
+            continue
+        x[0], x[2:] = torch.nan, 3e4
+        # Not its bits: this is stock PyTorch.
+        torch.testing.assert_close(module(x)[1:2], alone, rtol=1e-2, atol=1e-2, equal_nan=True)
+        ran += 1
+    assert ran
+
+
+def test_the_shapes_of_the_grammar_are_those_of_pytorch():
+    rng, checked = random.Random(0), 0
+    for _ in range(150):
+        model = RandomModel.drawn(rng)
+        try:
+            y = model.module()(model.inputs(3))
+        except (NotImplementedError, RuntimeError):
+            continue
+        assert y.shape[0] == 3, model
+        assert y.is_floating_point()
+        checked += 1
+    assert checked > 130
+
+
+def test_a_model_is_its_data():
+    model = RandomModel.drawn(random.Random(3))
+    again = eval(repr(model))
+    assert again == model
+    assert again.source == model.source == str(model)
+    assert_same_bits(again.inputs(5), model.inputs(5))
+    state = torch.random.get_rng_state()
+    for one, other in zip(again.module().parameters(), model.module().parameters(), strict=True):
+        assert_same_bits(one, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_steps_that_do_not_fit_are_left_out():
+    model = RandomModel.fitting((4,), [("conv2d", (0,) * 6), ("relu", (0,) * 6), ("bmm", (0,) * 6)])
+    assert [name for name, _ in model.steps] == ["relu"]
+    assert model.source.count("self.") == 0
+
+
+def test_weights_can_be_shared_and_the_batch_merged():
+    model = RandomModel.fitting(
+        (4,),
+        [
+            ("linear_no_bias", (0, 0, 3, 0, 0, 0)),
+            ("linear_no_bias", (0, 0, 3, 0, 0, 1)),
+            *((name, (0,) * 6) for name in ("unsqueeze", "transpose", "stack", "flatten")),
+        ],
+    )
+    assert len(list(model.module().parameters())) == 1
+    assert model.source.count("self.w0)") == 2
+    x = model.inputs(3)
+    torch.testing.assert_close(model.module()(x)[1:2], model.module()(x[1:2]))
+    assert "-1" in model.source.splitlines()[-1], "the batch was merged and is taken out again"
+
+
+def test_what_the_strategy_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"ops \['fly'\] unknown"):
+        find(models(ops=["fly"]), lambda model: True)
+
+
+def test_models_shrink_to_few_steps():
+    quick = settings(max_examples=300, derandomize=True, database=None, phases=[Phase.generate, Phase.shrink])
+    model = find(
+        models(ops=("relu", "linear", "softmax", "tanh")),
+        lambda m: any(name == "softmax" for name, _ in m.steps),
+        settings=quick,
+    )
+    assert model == RandomModel((1,), (("softmax", (0,) * 6),))
+
+
+def test_smallest_leaves_what_is_needed():
+    model = RandomModel.fitting(
+        (9, 8, 5),
+        [(name, (3,) * 6) for name in ("relu", "softmax", "linear", "tanh", "exp")],
+        dtype="bfloat16",
+    )
+
+    def fails(m: RandomModel) -> bool:
+        return [name for name, _ in m.steps if name in ("softmax", "exp")] == ["softmax", "exp"]
+
+    small = smallest(model, fails, tries=500)
+    assert small == RandomModel((1,), (("softmax", (0,) * 6), ("exp", (0,) * 6)))
+    assert smallest(model, fails, tries=1) == model
+
+
+def test_a_failure_of_stock_comes_with_a_program_that_fails_alike():
+    with pytest.raises(BatchVarianceError, match="sample 1 changes with the batch") as failure:
+        check_model(VARIED, backend="eager")
+    (script,) = failure.value.__notes__
+    assert script.startswith("# BatchVarianceError: the output of sample 1 changes")
+    assert repr(VARIED) in script
+    assert "bi_compile" not in script.split("import torch", 1)[1], "it stands alone"
+    names = {}
+    exec(script, names)
+    with pytest.raises(AssertionError, match="expected, alone: tensor"):
+        names["test_a_sample_has_the_same_bits_in_the_batch"]()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_same_program_passes_with_our_backend(gradients):
+    check = check_model(VARIED, gradients=gradients)
+    assert check == Outcome("same")
+    script = script_of(VARIED, backend="batch_invariant", gradients=gradients)
+    names = {}
+    exec(script, names)
+    names["test_a_sample_has_the_same_bits_in_the_batch"]()
+
+
+def test_a_program_holds_its_inputs():
+    for model in (VARIED, RandomModel((3,), VARIED.steps[1:]), RandomModel((40, 2), (), kind="cancelling")):
+        script = script_of(model, backend="eager", place=((1, 0), 0, float("nan")))
+        lines = re.findall(r"^    ((?:x|generator|from)\b[ \[].*)", script, re.M)
+        names = {"torch": torch}
+        exec("\n".join(lines), names)
+        x = model.inputs(5)[[1, 0]]
+        x[1] = torch.nan
+        assert_same_bits(names["x"], x)
+
+
+def test_outcomes_that_are_no_failure():
+    same_for_all = RandomModel((3,), (("mul", (0,) * 6), ("heaviside", (0,) * 6), ("count", (0,) * 6)))
+    assert check_model(same_for_all, backend="eager").what in ("vacuous", "same")
+    refused = RandomModel((3,), (("bessel", (0,) * 6),))
+    outcome = check_model(refused, gradients=True)
+    assert outcome.what == "refused"
+    assert "aten.i0.default has no batch-invariant lowering" in outcome.why
+    without_gradient = RandomModel((3,), (("heaviside", (0,) * 6),))
+    assert check_model(without_gradient, gradients=True).what == "invalid"
+
+
+def test_a_result_far_from_float64_is_noticed():
+    exact, stock = VARIED.module(), VARIED.module()(VARIED.inputs(5))
+    near = [row[None] for row in stock]
+    checking._require_accurate(exact, VARIED.inputs(5), near, stock)
+    with pytest.raises(InaccurateResultError, match="farther from float64"):
+        checking._require_accurate(exact, VARIED.inputs(5), [row + 1e-3 for row in near], stock)
+
+
+def test_stock_eager_is_refuted_within_50_models():
+    rng, failed = random.Random(0), 0
+    for _ in range(50):
+        try:
+            check_model(RandomModel.drawn(rng), backend="eager")
+        except BatchVarianceError:
+            failed += 1
+    assert failed >= 1
+
+
+COUNT = 12 if os.environ.get("BI_COMPILE_TEST_PROFILE", "fast") == "fast" else 300
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_random_models_are_invariant(number):
+    model = RandomModel.drawn(random.Random(f"fast {number}"))
+    check_model(model, gradients=number % 4 == 3)
+
+
+def test_rough_ops_are_ops():
+    assert set(OPS) >= ROUGH
