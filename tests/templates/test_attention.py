@@ -570,6 +570,21 @@ def test_rows_without_any_key_have_no_gradient():
     assert q.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("number", [torch.finfo(torch.float32).min, -1e30, 1e30])
+def test_rows_whose_keys_are_all_masked_by_a_number_have_the_gradients_of_an_average(number):
+    q, k, v = (torch.randn(2, 2, 5, 8) for _ in range(3))
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[0, :, 1:3] = number
+    weight = torch.randn_like(q)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    ours = torch.autograd.grad(scaled_dot_product_attention(*leaves, mask), leaves, weight)
+    # Stock attention has the gradients of weights that sum to 5 there.
+    exact = (wide[0] @ wide[1].mT / 8**0.5 + mask.double()).softmax(-1) @ wide[2]
+    for a, b in zip(ours, torch.autograd.grad(exact, wide, weight.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
+
+
 def test_gradients_do_not_know_the_batch():
     q, k, v = (torch.randn(5, 4, 70, 16) for _ in range(3))
     weight = torch.randn(5, 4, 70, 16)

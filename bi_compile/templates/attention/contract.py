@@ -57,6 +57,8 @@ from bi_compile.templates.registry import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CUDA_DTYPES = DTYPES[:3]
+_LARGE = 2.0**16
+"""From here on a logsumexp in fp32 is no longer accurate enough for weights that sum to 1."""
 
 
 def refuse_dtype(q: torch.Tensor, name: str = "attention") -> None:
@@ -191,7 +193,11 @@ def attention_backward(
     scores = _apply_mask(capped * softcap if softcap else scores, mask, is_causal)
     # A row without any key has the logsumexp -inf and no gradient.
     finite_lse = torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)
-    weights = torch.exp(scores - finite_lse).reshape(groups, rows, keys)
+    weights = torch.exp(scores - finite_lse)
+    # A logsumexp of large numbers has rounded the count of the keys away.
+    small = (lse.abs() < _LARGE) | (lse == -math.inf)
+    share = torch.where(small.unsqueeze(-1), 1.0, total(weights, [-1], True))
+    weights = (weights / share).reshape(groups, rows, keys)
 
     grad_v = bmm(weights.transpose(1, 2), grad_rows)
     grad_weights = bmm(grad_rows, v_rows.transpose(1, 2))
