@@ -21,6 +21,7 @@ class Architecture:
     kind: what the model is fed, a key of SAMPLES.
     extra: further arguments of every call.
     size: of an image's side, or of a waveform.
+    fades: whether its own initialisation lets the signal fade; its convolutions are then drawn anew.
     refused: by dtype, the op that stops its compilation, where that is known and expected.
     """
 
@@ -32,6 +33,7 @@ class Architecture:
     kind: str = "text"
     extra: dict[str, Any] = field(default_factory=dict)
     size: int = 18
+    fades: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
     def build(self, dtype: torch.dtype) -> torch.nn.Module:
@@ -40,6 +42,8 @@ class Architecture:
         model = (self._from_transformers() if self.config else self._from_timm()).eval()
         with torch.no_grad():
             for parameter in model.parameters():
+                if self.fades and parameter.dim() == 4:
+                    torch.nn.init.kaiming_normal_(parameter)
                 # Biases start at 0, where a dropped one would not show.
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         return model.to(dtype).requires_grad_(False)

@@ -115,6 +115,7 @@ VISION = (
         "depthwise separable",
         kind="image",
         size=33,
+        fades=True,
     ),
     Architecture(
         "mobilenet-v2",
@@ -124,6 +125,7 @@ VISION = (
         "inverted residuals",
         kind="image",
         size=33,
+        fades=True,
     ),
     Architecture(
         "segformer",
