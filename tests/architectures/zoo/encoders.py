@@ -135,7 +135,8 @@ ENCODERS = (
         "YosoModel",
         "YosoConfig",
         without(ENCODER, use_expectation=True),
-        "expected hash collisions as attention",
+        "expected hash collisions as attention; its mask does not hide the padding",
+        kind="unmasked",
     ),
     Architecture(
         "fnet",
