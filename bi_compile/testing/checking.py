@@ -19,7 +19,7 @@ from bi_compile.testing.scripts import script_of
 BATCHES = (
     ((1, 0), None),
     ((4, 0, 3, 1, 2), float("nan")),
-    ((2, 2, 1, 0, 4, 3, 1), None),
+    ((2, 2, 1, 0, 4, 3, 1, 0, 0, 3, 4, 4, 1, 2, 3, 0, 2), None),
 )
 """Which samples share a batch, and what fills the odd positions instead; one graph serves them all."""
 
@@ -45,12 +45,13 @@ def check_model(
 ) -> Outcome:
     """Assert that every sample has the same bits alone and in batches, with hostile neighbours, too.
 
-    backend: one of torch.compile, or "eager" for the module as it is.
+    backend: one of torch.compile, "eager" for the module as it is, or "canonical" for it under
+        `bi_compile.eager()`, which compiles nothing and is fast.
     gradients: compare the gradient of the input, too; the graph is then one for training.
     alone: compile the graph of one sample, too. Otherwise, under "batch_invariant", the results alone are
         those of `bi_compile.eager()`: the one compiled graph must have their bits.
 
-    Under "batch_invariant" the results are also compared with float64, within ten times the error of stock.
+    Our results are also compared with float64, within ten times the error of stock.
     Raises BatchVarianceError or InaccurateResultError; whatever is raised has a note, a program that shows
     the failure by itself.
     """
@@ -79,7 +80,7 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool) -> 
             plain = stock(pool)[0]
         except Exception as error:
             return Outcome("invalid", _first_line(error))
-        run = stock if backend == "eager" else _runner(torch.compile(module, backend=backend), gradients)
+        run = _run_by(module, backend, gradients)
         try:
             together = run(pool[list(BATCHES[0][0])])
             single = _alone(module, run, pool, backend, gradients, alone)
@@ -89,7 +90,9 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool) -> 
             if isinstance(refusal, UnsupportedOpError | UnsupportedDtypeError):
                 return Outcome("refused", _first_line(refusal))
             raise
-        if backend == "batch_invariant" and not ROUGH.intersection(name for name, _ in model.steps):
+        if backend in ("batch_invariant", "canonical") and not ROUGH.intersection(
+            name for name, _ in model.steps
+        ):
             _require_accurate(module, pool, [rows[0] for rows in single], plain)
     first = [rows[0] for rows in single]
     if not any(bool(differing(first[0], other).any()) for other in first[1:]):
@@ -109,6 +112,16 @@ def _runner(fn: Callable[[torch.Tensor], torch.Tensor], gradients: bool) -> Run:
         return _one_nan(y.detach()), *map(_one_nan, torch.autograd.grad(y, x, y.detach()))
 
     return run
+
+
+def _run_by(module: torch.nn.Module, backend: str, gradients: bool) -> Run:
+    if backend == "eager":
+        return _runner(module, gradients)
+    if backend != "canonical":
+        return _runner(torch.compile(module, backend=backend), gradients)
+    import bi_compile
+
+    return bi_compile.eager()(_runner(module, gradients))
 
 
 def _one_nan(x: torch.Tensor) -> torch.Tensor:

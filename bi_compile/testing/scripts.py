@@ -22,11 +22,12 @@ def script_of(
     """
     members, position, hostile = place or (tuple(range(SAMPLES)), None, None)
     told = [f"# {line}".rstrip() for line in _told(failure)]
-    run = "model" if backend == "eager" else f'torch.compile(model, backend="{backend}")'
+    run = _RUN.get(backend, f'torch.compile(model, backend="{backend}")')
     parts = [
         *told,
         f"# {model!r}",
         "import torch",
+        *(["import bi_compile"] if backend == "canonical" else []),
         "import torch.nn.functional as F",
         "from torch import nn",
         "",
@@ -48,6 +49,7 @@ def script_of(
     return "\n".join(parts) + "\n"
 
 
+_RUN = {"eager": "model", "canonical": "bi_compile.eager()(model)"}
 _WITHOUT = ["", "    def result(x):", "        with torch.no_grad():", "            return run(x)", ""]
 _WITH_GRADIENT = [
     "",

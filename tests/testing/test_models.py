@@ -194,7 +194,33 @@ def test_stock_eager_is_refuted_within_50_models():
     assert failed >= 1
 
 
-COUNT = 12 if os.environ.get("BI_COMPILE_TEST_PROFILE", "fast") == "fast" else 300
+LONG = ((7, 33), (1100,), (5, 4, 6), (1, 9, 3))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_each_op_is_canonical(name):
+    numbers = (0, 0, 9, 1, 0, 0)
+    drawn = [
+        RandomModel.fitting(shape, [("mul", (0,) * 6), (name, numbers)], dtype=dtype, kind=kind)
+        for shape in LONG
+        for dtype, kind in (("float32", "cancelling"), ("bfloat16", "normal"))
+    ]
+    models = [model for model in drawn if len(model.steps) == 2] or standing(name)
+    for model in models[:2]:
+        check_model(model, backend="canonical")
+
+
+CHAIN = "lerp round_decimals exp addcmul add_y gelu div log1p addcdiv mul_y tanh sigmoid".split()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fused_ops_have_the_bits_of_ops_run_one_by_one(dtype):
+    model = RandomModel.fitting((37,), [(name, (0,) * 6) for name in CHAIN], dtype=dtype)
+    assert len(model.steps) == len(CHAIN)
+    check_model(model)
+
+
+COUNT = 8 if os.environ.get("BI_COMPILE_TEST_PROFILE", "fast") == "fast" else 300
 
 
 @pytest.mark.parametrize("number", range(COUNT))
