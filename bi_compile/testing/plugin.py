@@ -3,8 +3,141 @@
 It imports no torch (which takes over two seconds): a project that never asks for invariance pays nothing.
 """
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+PROFILES = {
+    "fast": {"sizes": (1, 2, 3, 7), "trials": 1},
+    "thorough": {"sizes": (1, 2, 3, 4, 7, 8, 16, 33), "trials": 2},
+    "nightly": {"sizes": (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 64, 129), "trials": 8},
+}
+"""What the fixture gives to `assert_batch_invariant` where a test says nothing else."""
+
+_PROPERTY = "batch_invariant"
+_PROGRAM = "def test_a_sample_has_the_same_bits_in_the_batch"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bi_compile", "batch invariance")
+    group.addoption(
+        "--bi-backend", default="batch_invariant", help='of torch.compile, or "eager" for models as they are'
+    )
+    group.addoption("--bi-profile", default="fast", choices=list(PROFILES), help="how many batches are drawn")
+    group.addoption("--bi-device", default="cpu", help="where models and inputs are moved to")
+    group.addoption(
+        "--bi-save", metavar="FOLDER", help="write each failing random model there, as a file of tests"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "batch_invariance: a test that compares bits across batches")
+
+
+@pytest.fixture
+def batch_invariant(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """A function like `assert_batch_invariant` that compiles what it is given.
+
+    `batch_invariant(model, *inputs, control=True, reference=True, **options)` compiles the model with
+    --bi-backend, moves it and the inputs to --bi-device and draws batches by --bi-profile. `control` and
+    `reference` may be True for the model as it is. Returns the report. A failure has a section that names the
+    first op whose bits change.
+    """
+
+    def check(model: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        return _check(request, model, inputs, options)
+
+    return check
+
+
+def _check(
+    request: pytest.FixtureRequest,
+    model: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    __tracebackhide__ = True
+    import torch
+
+    from bi_compile.testing.invariance import assert_batch_invariant
+    from bi_compile.testing.messages import BatchVarianceError
+    from bi_compile.testing.trees import map_tensors
+
+    config, node = request.config, request.node
+    backend, device = config.getoption("--bi-backend"), config.getoption("--bi-device")
+    if isinstance(model, torch.nn.Module):
+        model = model.to(device)
+    inputs = tuple(map_tensors(tree, lambda x: x.to(device)) for tree in inputs)
+    options = {**PROFILES[config.getoption("--bi-profile")], **options}
+    for partner in ("control", "reference"):
+        if options.get(partner) is True:
+            options[partner] = model
+    compiled = model if backend == "eager" else torch.compile(model, backend=backend)
+    try:
+        report = assert_batch_invariant(compiled, *inputs, **options)
+    except BatchVarianceError as error:
+        node.user_properties.append((_PROPERTY, "failed"))
+        text = _section(error, backend, model, inputs, options)
+        node.add_report_section("call", "batch invariance", text)
+        raise
+    node.user_properties.append((_PROPERTY, f"{report.rows} rows in {report.batches} batches"))
+    return report
+
+
+def _section(
+    error: Exception,
+    backend: str,
+    model: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+) -> str:
+    """The difference, and the first op that makes it: of the module as it is, or of the canonical ops."""
+    import bi_compile
+    from bi_compile.testing.bisection import bisect
+
+    taken = {k: v for k, v in options.items() if k in ("batch_dims", "sizes", "trials", "neighbours", "seed")}
+    ours = backend == "batch_invariant"
+    try:
+        first = bisect(model, *inputs, **taken, under=bi_compile.eager if ours else None)
+    except Exception as failed:
+        first = f"bisect could not tell the op: {failed}"
+    run_as = "canonical ops" if ours else "eager PyTorch"
+    found = first or f"no op changes its bits in {run_as}, run one by one: the compiled graph does"
+    return f"backend: {backend}\n{error}\n\n{found}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    folder = item.config.getoption("--bi-save")
+    if folder and call.excinfo is not None:
+        for note in getattr(call.excinfo.value, "__notes__", ()):
+            if _PROGRAM in note:
+                name = f"test_found_{hashlib.sha256(note.encode()).hexdigest()[:10]}.py"
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).write_text(note)
+                report.sections.append(("batch invariance", f"saved as {Path(folder) / name}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line of all checks, also of those that other processes made (pytest-xdist)."""
+    made = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == _PROPERTY
+    ]
+    if made:
+        failed = made.count("failed")
+        rows = sum(int(value.split()[0]) for value in made if value != "failed")
+        backend = terminalreporter.config.getoption("--bi-backend")
+        terminalreporter.write_line(
+            f"batch invariance ({backend}): {len(made)} checks, {rows} rows compared, {failed} failed"
+        )
