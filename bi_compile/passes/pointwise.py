@@ -225,6 +225,14 @@ def _round(x: Tensor, *, decimals: int) -> Any:
     return rounded.to(x.dtype)
 
 
+@rewrite(aten.softshrink.default)
+def _softshrink(x: Tensor, lambd: Any = 0.5) -> Any:
+    # The zero has the sign of x. Eager PyTorch gives +0 in vectors, and either zero in what is left of a row.
+    wide = _opmath(x)
+    inner = torch.where(wide < -lambd, wide + lambd, wide * 0)
+    return torch.where(wide > lambd, wide - lambd, inner).to(x.dtype)
+
+
 # Comparisons instead of the hosts' maxima, which disagree about the sign of a zero. NaN propagates.
 
 
@@ -292,6 +300,7 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 REWRITES = (
     *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
-    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_maximum, *_minimum, *_relu,
-    *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor, *_clamp_min_tensor, *_clamp_max_tensor,
+    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_softshrink,
+    *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor,
+    *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip

@@ -67,12 +67,14 @@ def _check(
     from bi_compile.testing.messages import BatchVarianceError
     from bi_compile.testing.trees import map_tensors
 
-    config, node = request.config, request.node
-    backend, device = config.getoption("--bi-backend"), config.getoption("--bi-device")
+    node = request.node
+    backend, device, profile = (
+        str(request.config.getoption(f"--bi-{name}")) for name in ("backend", "device", "profile")
+    )
     if isinstance(model, torch.nn.Module):
         model = model.to(device)
     inputs = tuple(map_tensors(tree, lambda x: x.to(device)) for tree in inputs)
-    options = {**PROFILES[config.getoption("--bi-profile")], **options}
+    options = {**PROFILES[profile], **options}
     for partner in ("control", "reference"):
         if options.get(partner) is True:
             options[partner] = model
