@@ -2,7 +2,8 @@
 
 `multi_head_attention_forward` is PyTorch's own code in which `linear` and `scaled_dot_product_attention` are
 ours: traced as it is, they would be taken apart by the layout of their inputs. `instance_norm` makes channels
-of its samples and calls batch_norm in training mode; here every channel of every sample is a row.
+of its samples and calls batch_norm in training mode; here every channel of every sample is a row. softshrink
+is an op, but arrives in pieces that round.
 """
 
 import types
@@ -64,8 +65,17 @@ def instance_norm(
     return F.group_norm(input, channels, weight, bias, eps)
 
 
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """That of torch.nn.functional, with gradients. Zeros have the sign of the input."""
+    wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+    inner = torch.where(wide < -lambd, wide + lambd, wide.detach() * 0)
+    return torch.where(wide > lambd, wide - lambd, inner).to(input.dtype)
+
+
 COMPOSITES = {
     F.multi_head_attention_forward: multi_head_attention_forward,
     F.instance_norm: instance_norm,
+    # PyTorch takes it apart above autograd, where no table of decompositions is asked.
+    F.softshrink: softshrink,
 }
 """Stock function -> our function of the same signature."""

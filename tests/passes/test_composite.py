@@ -65,3 +65,14 @@ def test_an_encoder_of_pytorch_in_any_batch():
 def test_instance_norm_that_learns_is_refused():
     with pytest.raises(bi_compile.BatchInvariantError, match="batch_norm"), bi_compile.eager():
         nn.InstanceNorm1d(6, track_running_stats=True).train()(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_softshrink_are_those_of_stock(dtype):
+    torch.compiler.reset()
+    x = X.to(dtype).requires_grad_()
+    compiled = torch.compile(lambda x: F.softshrink(x, 0.5), backend="batch_invariant", fullgraph=True)
+    weight = torch.randn_like(x)
+    (ours,) = torch.autograd.grad(compiled(x), x, weight)
+    (stock,) = torch.autograd.grad(F.softshrink(x, 0.5), x, weight)
+    assert_same_bits(ours + 0.0, stock + 0.0)

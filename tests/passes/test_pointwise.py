@@ -78,6 +78,7 @@ OPS = {
     "floor_divide": lambda x: x // 0.3,
     "clamp": lambda x: x.clamp(-0.3, 0.7),
     "compare": lambda x: (x > 0.3).to(x.dtype) + (x <= 1.1),
+    "softshrink": lambda x: F.softshrink(x, 0.4) + torch.nn.Softshrink(0.3)(x * 0.1),
     "where": lambda x: F.gelu(torch.where(x > 0, x, -x * 0.5)),
     "from_integers": lambda x: (x * 3).long().float().mul(0.1).exp(),
     "to_integers": lambda x: (x * 100).int().to(x.dtype) / 7,
