@@ -109,11 +109,23 @@ def _error_ratio(compiled, stock, exact, inputs) -> float:
     """Our root mean square error against float64 over that of stock eager."""
     in_double = [x.double() if x.is_floating_point() else x for x in inputs]
     worst = 0.0
-    for name, wanted in exact(*in_double).items():
+    for name, wanted in _exactly(exact, in_double).items():
         ours = (compiled(*inputs)[name].double() - wanted).square().mean().sqrt()
         theirs = (stock(*inputs)[name].double() - wanted).square().mean().sqrt()
         worst = max(worst, float(ours / theirs) if theirs else float(ours > 0) * float("inf"))
     return worst
+
+
+def _exactly(exact, inputs):
+    try:
+        return exact(*inputs)
+    except RuntimeError:
+        # XGLM keeps the lowest float64 in a constant of the default dtype.
+        torch.set_default_dtype(torch.float64)
+        try:
+            return exact(*inputs)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def _first_line(error: Exception) -> str:
