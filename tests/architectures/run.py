@@ -11,7 +11,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+
+from bi_compile.inductor import best_isa
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "architectures.json"
@@ -96,7 +100,7 @@ def render(known: dict, listed: list[str]) -> str:
     missing = [name for name in listed if name not in known]
     lines = [
         _HEAD,
-        f"{invariant} of {len(known)} are invariant in both dtypes.",
+        f"{invariant} of {len(known)} are invariant in both dtypes. {_environment()}.",
         *([f"Not run yet, {len(missing)} of the list: {', '.join(missing)}."] if missing else []),
         "",
         "| architecture | family | fp32 | bf16 | stock varies |",
@@ -110,6 +114,11 @@ def render(known: dict, listed: list[str]) -> str:
             f"| {name} | {result['family']} | {_cell(result['fp32'])} | {_cell(result['bf16'])} | {stock} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _environment() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm"))
+    return f"{best_isa()}, {packages}, {date.today()}"
 
 
 if __name__ == "__main__":
