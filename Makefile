@@ -1,7 +1,7 @@
 # make demo   set up what is missing, then embed 200 sentences with four arms: table, plot, JSON in out/
 # make test   set up what is missing, then lint, type check and run all tests
 # make interpreted  the GPU kernels without a GPU: in Triton's interpreter, and compiled (Linux on x86-64)
-# make architectures  over a hundred models, each compiled and checked in a process of its own (1.5 hours)
+# make architectures  over a hundred models, each compiled and checked in a process of its own (hours)
 # make experiment  complete one prompt 1,000 times while other requests come and go: table, plot, JSON in out/
 # make bench  speed and memory against stock PyTorch, as ratios
 #
