@@ -9,9 +9,9 @@ Op
     rows: how many elements of that dim belong to one sample: 1, or S where it is B*S.
     results: the dim of each result along which the samples are joined.
 
-What a sample gets is the op's result on its own part of the tensors, each in contiguous, aligned memory: the
-same call, on the same shapes, strides and alignment, whatever the batch. Without any batch dim the op runs
-once. Any dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
+What a sample gets is the op's result on its own part of the tensors, each copied to contiguous memory: the
+same call, on the same shapes and strides, whatever the batch. Without any batch dim the op runs once. Any
+dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
 """
 
 import functools
@@ -101,51 +101,18 @@ def _isolated(
 ) -> list[Tensor]:
     samples = next((t.shape[d] // n for t, d, n in zip(tensors, dims, rows, strict=True) if d >= 0), 0)
     if samples == 0:
-        return [
-            result.clone(memory_format=torch.contiguous_format)
-            for result in _run(call, [_alone(t) for t in tensors], numbers)
-        ]
-    shared = [_alone(t) if d < 0 else t for t, d in zip(tensors, dims, strict=True)]
-    joined: list[Tensor] = []
-    for sample in range(samples):
-        own = [
-            _alone(t.narrow(d, sample * n, n)) if d >= 0 else t
-            for t, d, n in zip(shared, dims, rows, strict=True)
-        ]
-        parts = _run(call, own, numbers)
-        if not joined:
-            joined = [_room(part, dim, samples) for part, dim in zip(parts, results, strict=True)]
-        # Each part joins the others at once, while it is in the cache.
-        for whole, part, dim in zip(joined, parts, results, strict=True):
-            size = part.shape[dim]
-            whole.narrow(dim, sample * size, size).copy_(part)
-    return joined
+        return [_copy(result) for result in _run(call, [_copy(t) for t in tensors], numbers)]
+    split = [
+        [_copy(part) for part in t.split(n, d)] if d >= 0 else [_copy(t)] * samples
+        for t, d, n in zip(tensors, dims, rows, strict=True)
+    ]
+    parts = [_run(call, own, numbers) for own in zip(*split, strict=True)]
+    by_result = zip(zip(*parts, strict=True), results, strict=True)
+    return [torch.cat(values, dim) for values, dim in by_result]
 
 
-def _room(part: Tensor, dim: int, samples: int) -> Tensor:
-    shape = list(part.shape)
-    shape[dim] *= samples
-    return part.new_empty(shape)
-
-
-_ALIGNMENT = {"cpu": 64}
-"""Bytes to which new memory is aligned: kernels may choose their vectors by the address."""
-
-
-def _alone(part: Tensor) -> Tensor:
-    """`part` where its memory is like that of a new tensor, contiguous and aligned, and else a copy."""
-    alignment = _ALIGNMENT.get(part.device.type, 512)
-    if part.stride() == _contiguous(part.shape) and part.data_ptr() % alignment == 0:
-        return part
+def _copy(part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format)
-
-
-@functools.lru_cache(maxsize=1024)
-def _contiguous(shape: torch.Size) -> tuple[int, ...]:
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * max(size, 1))
-    return tuple(reversed(strides))[: len(shape)] if shape else ()
 
 
 def _fake(
