@@ -286,6 +286,7 @@ class UncompiledFlexAttention:
     _flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     _lock = threading.Lock()
     _open = 0
+    _before = False
 
     def __enter__(self) -> None:
         self._count(+1)
@@ -298,8 +299,10 @@ class UncompiledFlexAttention:
         import torch.nn.attention.flex_attention as module
 
         with cls._lock:
+            if cls._open == 0:
+                cls._before = getattr(module, cls._flag)
             cls._open += change
-            setattr(module, cls._flag, cls._open > 0)
+            setattr(module, cls._flag, cls._before or cls._open > 0)
 
 
 class _RecompileLimit(logging.Filter):

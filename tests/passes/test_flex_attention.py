@@ -130,8 +130,18 @@ def test_stock_shows_the_length():
     assert not same_bits(part, full[:, :, :70])
 
 
+def test_blocks_leave_the_setting_of_flex_attention_as_it_was(monkeypatch):
+    from torch.nn.attention import flex_attention as module
+
+    name = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    for before in (False, True):
+        monkeypatch.setattr(module, name, before)
+        with bi_compile.eager(), bi_compile.eager():
+            assert getattr(module, name)
+        assert getattr(module, name) is before
+
+
 def test_a_mask_may_read_the_sample():
-    torch.compiler.reset()
     lengths = torch.tensor([150, 3, 77, 149, 20])
     q, k, v = operands()
 
