@@ -47,19 +47,21 @@ def flex_attention(
 
     mask = _over_scores(block_mask[_MASK_MOD], sizes, mask_mod_other_buffers, query.device)
     mask = _with_blocks(mask, block_mask, queries, keys)
-    if _is_identity(score_mod, score_mod_other_buffers, query) and not kernel_options.get("OUTPUT_MAX"):
+    identity = _is_identity(score_mod, score_mod_other_buffers, query)
+    largest_asked = kernel_options.get("OUTPUT_MAX", False)
+    scores = None
+    if largest_asked or not identity:
+        rows = query.to(wide).unflatten(1, (-1, heads // key.shape[1]))
+        scores = (rows @ key.to(wide).unsqueeze(2).mT).flatten(1, 2) * scale
+        scores = _over_scores(score_mod, sizes, score_mod_other_buffers, query.device, scores)
+        scores = torch.where(mask, scores.to(wide), -math.inf)
+    if identity:
         out, lse = attention_with_logsumexp(query, key, value, mask, scale)
-        return out, lse / math.log(2), lse.new_empty(0)
-
-    groups = heads // key.shape[1]
-    rows = query.to(wide).unflatten(1, (-1, groups))
-    scores = (rows @ key.to(wide).unsqueeze(2).mT).flatten(1, 2) * scale
-    scores = _over_scores(score_mod, sizes, score_mod_other_buffers, query.device, scores)
-    scores = torch.where(mask, scores.to(wide), -math.inf)
-    # Products of zeros are scores of zero, to which the real ones are added.
-    no_query, no_key = (t.new_zeros(()).expand(*t.shape[:3], 1) for t in (query, key))
-    out, lse = attention_with_logsumexp(no_query, no_key, value, scores, 1.0)
-    largest = scores.amax(-1) if kernel_options.get("OUTPUT_MAX") else lse.new_empty(0)
+    else:
+        # Products of zeros are scores of zero, to which the real ones are added.
+        no_query, no_key = (t.new_zeros(()).expand(*t.shape[:3], 1) for t in (query, key))
+        out, lse = attention_with_logsumexp(no_query, no_key, value, scores, 1.0)
+    largest = scores.amax(-1) if largest_asked and scores is not None else lse.new_empty(0)
     return out, lse / math.log(2), largest / math.log(2)
 
 
@@ -119,9 +121,9 @@ class _Numbers(TorchDispatchMode):
     """Notices ops that are neither pointwise nor gathers, and results with dims."""
 
     _OTHERS = frozenset(
-        "index detach full scalar_tensor lift_fresh lift_fresh_copy new_ones new_zeros".split()
+        "index detach alias expand _to_copy scalar_tensor lift_fresh lift_fresh_copy "
+        "full full_like ones ones_like new_ones zeros zeros_like new_zeros".split()
     )
-    _OTHERS |= frozenset("ones zeros ones_like zeros_like full_like _to_copy alias expand".split())
 
     def __init__(self) -> None:
         super().__init__()

@@ -38,12 +38,12 @@ def varlen_attention(
     logsumexp [Hq, T] in fp32 and an empty state of random numbers. Raises ValueError for pages without
     seqused_k and for keys without cu_seq_k.
     """
-    queries, starts = _slots(cu_seq_q, max_q)
+    queries = _slots(cu_seq_q, max_q)
     query_lengths = cu_seq_q[1:] - cu_seq_q[:-1]
     if block_table is None:
         if cu_seq_k is None:
             raise ValueError("varlen_attn: keys that are not in pages need cu_seq_k")
-        keys, _ = _slots(cu_seq_k, max_k)
+        keys = _slots(cu_seq_k, max_k)
         key_lengths = cu_seq_k[1:] - cu_seq_k[:-1] if seqused_k is None else seqused_k
     else:
         if seqused_k is None:
@@ -64,15 +64,14 @@ def varlen_attention(
     token = torch.arange(query.shape[0], device=query.device)
     sequence = torch.searchsorted(cu_seq_q[1:].contiguous(), token.to(cu_seq_q.dtype), right=True)
     sequence = sequence.clamp(max=len(query_lengths) - 1)
-    place = (token - starts[sequence]).clamp(0, max_q - 1)
+    place = (token - cu_seq_q[sequence]).clamp(0, max_q - 1)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)
     return out.transpose(1, 2)[sequence, place], lse.transpose(1, 2)[sequence, place].T.float(), state
 
 
-def _slots(cumulative: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """[N, longest]: the rows of each sequence, beyond its end those that follow; and the first rows [N]."""
-    starts = cumulative[:-1]
-    return starts.unsqueeze(1) + torch.arange(longest, device=cumulative.device), starts
+def _slots(cumulative: Tensor, longest: int) -> Tensor:
+    """[N, longest]: the rows of each sequence, beyond its end those that follow."""
+    return cumulative[:-1].unsqueeze(1) + torch.arange(longest, device=cumulative.device)
 
 
 def _gathered(x: Tensor, slots: Tensor) -> Tensor:

@@ -181,8 +181,8 @@ def test_gradients_logsumexp_and_largest_score(score):
     score_mod = SCORES[score] or (lambda s, *at: s)
     block_mask = create_block_mask(causal, None, None, 40, 40, device="cpu").as_tuple()
 
-    def run(q, k, v):
-        return operator(q, k, v, score_mod, block_mask, SIZE**-0.5, {"OUTPUT_MAX": True})
+    def run(q, k, v, **asked):
+        return operator(q, k, v, score_mod, block_mask, SIZE**-0.5, asked)
 
     inputs = [t.requires_grad_() for t in operands(length=40)]
     alone = [t.detach()[1:2].clone().requires_grad_() for t in inputs]
@@ -192,7 +192,8 @@ def test_gradients_logsumexp_and_largest_score(score):
     (out.square().sum() + logsumexp.sum()).backward()
     with bi_compile.eager():
         for batch in inputs, alone:
-            ours, lse, largest = run(*batch)
+            ours, lse, largest = run(*batch, OUTPUT_MAX=True)
+            assert_same_bits(run(*batch)[0], ours, "with and without the largest score")
             (ours.square().sum() + lse.sum() * math.log(2)).backward()
             samples = slice(1, 2) if batch is alone else slice(None)
             for found, wanted in (lse, logsumexp), (largest, scores.amax(-1)):
