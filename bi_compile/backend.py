@@ -78,7 +78,8 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
             dump.verified(graph, verify(graph, "ignore", flow), flow)
         raise
     record_graph(dump.verified(graph, verdicts, flow))
-    keep_what_is_read(graph)
+    if keep_what_is_read(graph):
+        dump.graph("copied", graph)
 
 
 dynamo.watch(batch_invariant, outside=OutsideGraphs)

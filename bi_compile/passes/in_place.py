@@ -10,12 +10,14 @@ _DONE_IN_PLACE = frozenset(
 )
 
 
-def keep_what_is_read(graph: fx.Graph) -> None:
-    """Copy, in place, the first argument of an op that also reads it by another: `x.index_copy(1, i, x)`.
+def keep_what_is_read(graph: fx.Graph) -> bool:
+    """Copy the first argument of an op that also reads it by another: `x.index_copy(1, i, x)`.
 
+    Changes the graph; returns whether it did.
     Inductor writes into the first argument if no later op reads it. It does not look at the op itself, which
     would read elements that it has already overwritten.
     """
+    changed = False
     for node in list(graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -29,6 +31,8 @@ def keep_what_is_read(graph: fx.Graph) -> None:
                 copy = graph.call_function(torch.ops.aten.clone.default, (destination,))
             copy.meta = {**destination.meta, "val": destination.meta["val"].clone()}
             node.update_arg(0, copy)
+            changed = True
+    return changed
 
 
 def _memory(node: fx.Node) -> Any:

@@ -59,7 +59,7 @@ def main() -> None:
         for done in as_completed(running):
             name = running[done]
             verdicts, seconds = done.result()
-            known[name] = {"family": chosen_names[name], **verdicts}
+            known[name] = {"family": chosen_names[name], "environment": _environment(), **verdicts}
             RESULTS.write_text(json.dumps(known, indent=1))
             found = {dtype: _cell(verdicts[dtype]) for dtype in ("fp32", "bf16")}
             print(f"{name:<24} {found}  {seconds:.0f} s", flush=True)
@@ -75,10 +75,16 @@ def _in_a_process(name: str) -> tuple[dict, float]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, check=False)
         verdicts = json.loads(done.stdout.strip().splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:
-        failed = {"kind": "failed", "detail": type(error).__name__}
-        verdicts = {"fp32": failed, "bf16": failed, "stock": {}}
+    except subprocess.TimeoutExpired:
+        verdicts = _failed(f"not done after {TIMEOUT} s")
+    except (IndexError, json.JSONDecodeError):
+        verdicts = _failed((done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1])
     return verdicts, time.perf_counter() - start
+
+
+def _failed(why: str) -> dict:
+    failed = {"kind": "failed", "detail": why}
+    return {"fp32": failed, "bf16": failed, "stock": {}}
 
 
 def _examine(name: str) -> dict:
@@ -95,13 +101,15 @@ def _cell(verdict: dict) -> str:
 
 
 def render(known: dict, listed: list[str]) -> str:
-    """The page: the results, and which of the list have none yet."""
+    """The page: the results, what they were run with, and which of the list have none yet."""
     invariant = sum(r["fp32"]["kind"] == r["bf16"]["kind"] == "invariant" for r in known.values())
     missing = [name for name in listed if name not in known]
     lines = [
         _HEAD,
-        f"{invariant} of {len(known)} are invariant in both dtypes. {_environment()}.",
-        *([f"Not run yet, {len(missing)} of the list: {', '.join(missing)}."] if missing else []),
+        f"{invariant} of {len(known)} are invariant in both dtypes. Run with:",
+        "",
+        *(f"- {environment}" for environment in sorted({r["environment"] for r in known.values()})),
+        *(["", f"Not run yet, {len(missing)} of the list: {', '.join(missing)}."] if missing else []),
         "",
         "| architecture | family | fp32 | bf16 | stock varies |",
         "| --- | --- | --- | --- | --- |",

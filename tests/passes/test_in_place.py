@@ -34,12 +34,25 @@ def test_an_op_that_reads_what_it_writes(number):
     assert_same_bits(torch.compile(fn, backend="batch_invariant")(x), fn(x))
 
 
+def test_the_copy_is_in_the_dump(tmp_path):
+    torch.compiler.reset()
+    fn = lambda x: x.index_copy(1, torch.arange(40).flip(0), x)  # noqa: E731
+    compiled = torch.compile(
+        lambda x: fn(x * 0.7), backend="batch_invariant", options={"dump": str(tmp_path)}
+    )
+    compiled(torch.randn(5, 40))
+    (copied,) = tmp_path.glob("*/*_copied.py")
+    assert "aten.clone" in copied.read_text()
+
+
 def copies(fn):
     graph = make_fx(fn, tracing_mode="fake")(torch.randn(5, 40)).graph
     before = len(graph.nodes)
-    keep_what_is_read(graph)
+    changed = keep_what_is_read(graph)
     graph.lint()
-    return len(graph.nodes) - before
+    made = len(graph.nodes) - before
+    assert changed == bool(made)
+    return made
 
 
 def test_a_copy_is_made_only_where_the_memory_is_read():

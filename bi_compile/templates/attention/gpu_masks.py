@@ -56,7 +56,7 @@ class ReadMask(NamedTuple):
     """What `attend` reads of a mask [B, H, Lq, Lk]. Dims of stride 0 stay so."""
 
     kind: int
-    """1: boolean, 2: additive."""
+    """BOOLEAN or ADDITIVE."""
     begins: torch.Tensor
     """int32 [B, H, Lq]: a row's first visible key, or -1; 0 in an additive mask that shows no key."""
     ends: torch.Tensor
@@ -71,14 +71,15 @@ class ReadMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: torch.Tensor) -> "ReadMask":
-        kind = 2 if mask.is_floating_point() else 1
-        lowest = torch.finfo(mask.dtype).min if kind == 2 else 0.0
+        added = mask.is_floating_point()
+        lowest = torch.finfo(mask.dtype).min if added else 0.0
         keys, shape = mask.shape[3], mask.shape[:3]
         once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()[:3])]
         batch, heads, queries = once.shape[:3]
         words = triton.cdiv(keys, BLOCK.value)
         bounds = torch.empty(2, batch, heads, queries, dtype=torch.int32, device=mask.device)
-        width, dtype = (words, torch.int64) if kind == 1 else (words * BLOCK.value, mask.dtype)
+        width, dtype = (words * BLOCK.value, mask.dtype) if added else (words, torch.int64)
+        kind = (ADDITIVE if added else BOOLEAN).value
         values = torch.empty(batch, heads, queries, width, dtype=dtype, device=mask.device)
         _read[(batch * heads * queries,)](
             once, bounds[0], bounds[1], values, heads, queries, keys, words, *once.stride(), lowest,
