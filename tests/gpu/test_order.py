@@ -14,9 +14,9 @@ from bi_compile.templates.scan import oracle as scan_oracle
 from bi_compile.templates.scatter import oracle as scatter_oracle
 from bi_compile.templates.scatter.contract import REDUCTIONS
 from tests.bits import as_integers, assert_same_bits, order_sensitive, same_bits
-from tests.templates.rows import DTYPES, NEIGHBOURS, data
+from tests.templates.rows import DTYPES, NEIGHBOURS, data, sample
 from tests.templates.test_order_statistics import sample as with_ties
-from tests.templates.test_scatter import INDICES
+from tests.templates.test_scatter import INDICES, forms_of_index
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -36,19 +36,12 @@ SCANS = {
 }
 
 
-def sample(name: str, *shape: int, dtype: torch.dtype, specials: bool = True) -> torch.Tensor:
-    x = data(*shape, dtype=dtype, specials=specials)
-    if name in ("cumprod", "prod"):
-        return (1 + x.sign() * (x.abs() % 0.4)).to(dtype)
-    return (x.double() / 256).to(dtype) if name == "logcumsumexp" else x
-
-
 @EACH_DTYPE
 @pytest.mark.parametrize("name", sorted(SCANS))
 def test_scans_are_the_oracle(name, dtype):
     op, by_hand = SCANS[name]
     for shape, dim in (((3, 300), 1), ((300, 37), 0), ((2, 33, 5), 1), ((), 0)):
-        x = sample(name, *shape, dtype=dtype)
+        x = sample(name, *shape, dtype=dtype, specials=True)
         assert_same_bits(op(x.cuda(), dim).cpu(), by_hand(x, dim), f"{name} of {shape} over {dim}")
         strided = x.cuda().repeat_interleave(2, -1)[..., ::2] if shape else x.cuda()
         assert_same_bits(op(strided, dim).cpu(), by_hand(x, dim), f"{name} of {shape}, strided")
@@ -72,16 +65,11 @@ def test_a_line_is_the_same_alone_and_among_any_neighbours():
 def test_reductions_by_index_are_the_oracle(reduce, dtype):
     for include_self in (True, False):
         for dim in (0, 1, 2):
-            src = sample(reduce, 3, 17, 6, dtype=dtype)
+            src = sample(reduce, 3, 17, 6, dtype=dtype, specials=True)
             shape = [3, 17, 6]
             shape[dim] = 5
-            x = sample(reduce, *shape, dtype=dtype)
-            ones = [17 if d == dim == 1 else n if d == dim else 1 for d, n in enumerate(src.shape)]
-            for index in (
-                torch.randint(0, 5, (3, 17, 6)),
-                torch.randint(0, 5, (2, 15, 5)),
-                torch.randint(0, 5, ones).expand(src.shape),
-            ):
+            x = sample(reduce, *shape, dtype=dtype, specials=True)
+            for index in forms_of_index((3, 17, 6), dim, 5):
                 expected = scatter_oracle.scatter_reduce(x, dim, index, src, reduce, include_self)
                 found = scatter.scatter_reduce(x.cuda(), dim, index.cuda(), src.cuda(), reduce, include_self)
                 assert_same_bits(found.cpu(), expected, f"{reduce} over {dim}")

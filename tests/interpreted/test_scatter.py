@@ -6,8 +6,8 @@ import torch
 from tests.bits import assert_same_bits, order_sensitive
 from tests.interpreted import interpreter as _  # noqa: F401  (before any kernel)
 from tests.interpreted.compiled import run_compiled
-from tests.templates.rows import DTYPES, LAYOUTS, data
-from tests.templates.test_scatter import INDICES
+from tests.templates.rows import DTYPES, LAYOUTS, sample
+from tests.templates.test_scatter import INDICES, forms_of_index
 
 from bi_compile.templates.scatter import gpu, oracle  # isort: skip
 from bi_compile.templates.scatter.contract import REDUCTIONS  # isort: skip
@@ -15,27 +15,16 @@ from bi_compile.templates.scatter.contract import REDUCTIONS  # isort: skip
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
-def sample(reduce: str, *shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    x = data(*shape, dtype=dtype, seed=seed, specials=True)
-    return (1 + x.sign() * (x.abs() % 0.4)).to(dtype) if reduce == "prod" else x
-
-
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_the_chains_of_the_oracle(reduce, include_self):
     for k, (dtype, layout) in enumerate(zip((*DTYPES, torch.float32), sorted(LAYOUTS), strict=True)):
         for dim in (0, 1, -1):
-            src = LAYOUTS[layout](sample(reduce, 3, 7, 4, dtype=dtype, seed=k))
+            src = LAYOUTS[layout](sample(reduce, 3, 7, 4, dtype=dtype, seed=k, specials=True))
             shape = [3, 7, 4]
             shape[dim] = 5
-            x = sample(reduce, *shape, dtype=dtype, seed=k + 9)
-            for index in (
-                torch.randint(0, 5, (3, 7, 4)),
-                torch.randint(0, 5, (2, 6, 3)),
-                torch.randint(0, 5, [n if d == dim % 3 else 1 for d, n in enumerate(src.shape)]).expand(
-                    src.shape
-                ),
-            ):
+            x = sample(reduce, *shape, dtype=dtype, seed=k + 9, specials=True)
+            for index in forms_of_index((3, 7, 4), dim, 5):
                 arguments = (x, dim, index, src, reduce, include_self)
                 found, expected = gpu.scatter_reduce(*arguments), oracle.scatter_reduce(*arguments)
                 assert_same_bits(found, expected, f"{reduce} {dtype} {layout} over {dim}")

@@ -55,6 +55,14 @@ def data(*shape: int, dtype: torch.dtype, seed: int = 0, specials: bool = False)
     return with_specials(x, generator) if specials else x
 
 
+def sample(name: str, *shape: int, dtype: torch.dtype, seed: int = 0, specials: bool = False) -> torch.Tensor:
+    """Data for a chain: products stay near 1, and of sums of exponentials every summand counts."""
+    x = data(*shape, dtype=dtype, seed=seed, specials=specials)
+    if name in ("cumprod", "prod"):
+        return (1 + x.sign() * (x.abs() % 0.4)).to(dtype)
+    return (x.double() / 256).to(dtype) if name == "logcumsumexp" else x
+
+
 def scrambled(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Order-sensitive data from integers alone, so that golden hashes do not hang on a random generator."""
     count = torch.Size(shape).numel()

@@ -9,7 +9,7 @@ from bi_compile.errors import UnsupportedDtypeError
 from bi_compile.templates import scan
 from bi_compile.templates.scan import oracle
 from tests.bits import assert_same_bits, same_bits
-from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, data, digest, scrambled, vector
+from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, data, digest, sample, scrambled, vector
 
 exp, log1p = vector("exp"), vector("log1p")
 
@@ -24,13 +24,6 @@ OPS = {
     ),
 }
 NAMES = pytest.mark.parametrize("name", sorted(OPS))
-
-
-def sample(name: str, *shape: int, dtype: torch.dtype, seed: int = 0, specials: bool = False) -> torch.Tensor:
-    x = data(*shape, dtype=dtype, seed=seed, specials=specials)
-    if name == "cumprod":
-        return (1 + x.sign() * (x.abs() % 0.4)).to(dtype)
-    return (x.double() / 256).to(dtype) if name == "logcumsumexp" else x
 
 
 def check_oracle(name: str, x: torch.Tensor, dim: int) -> None:

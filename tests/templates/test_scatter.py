@@ -9,12 +9,7 @@ from bi_compile.errors import UnsupportedDtypeError
 from bi_compile.templates.scatter import index_put_add, oracle, scatter_reduce
 from bi_compile.templates.scatter.contract import REDUCTIONS
 from tests.bits import assert_same_bits, order_sensitive, same_bits
-from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, data, digest, scrambled
-
-
-def sample(reduce: str, *shape: int, dtype: torch.dtype, seed: int = 0, specials: bool = False):
-    x = data(*shape, dtype=dtype, seed=seed, specials=specials)
-    return (1 + x.sign() * (x.abs() % 0.4)).to(dtype) if reduce == "prod" else x
+from tests.templates.rows import DTYPES, LAYOUTS, NEIGHBOURS, digest, sample, scrambled
 
 
 @settings(max_examples=40)
@@ -45,6 +40,14 @@ def test_kernels_are_the_oracle_for_any_shape_layout_and_dim(
     index = index[tuple(slice(0, max(1, n - s)) for n, s in zip(shape, smaller, strict=True))]
     arguments = (x, dim, index, src, reduce, include_self)
     assert_same_bits(scatter_reduce(*arguments), oracle.scatter_reduce(*arguments), reduce)
+
+
+def forms_of_index(shape: tuple[int, ...], dim: int, slots: int) -> tuple[torch.Tensor, ...]:
+    """Of a source of that shape: each element's own slot, for a part of it alone, and one for a whole row."""
+    one = [n if d == dim % len(shape) else 1 for d, n in enumerate(shape)]
+    part = [n - 1 for n in shape]
+    own, some, rows = (torch.randint(0, slots, tuple(sizes)) for sizes in (shape, part, one))
+    return own, some, rows.expand(shape)
 
 
 I = torch.tensor  # noqa: E741
