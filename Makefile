@@ -47,7 +47,7 @@ architectures: kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.run --resume --jobs 2
 
 bench: $(INSTALLED)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/gpu_% benchmarks/interleaved.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .triton out build *.egg-info .pytest_cache .ruff_cache

@@ -7,13 +7,12 @@ either backend, once for all lengths. The median ratio of the rounds is printed;
 """
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import date
 
 import torch
+from interleaved import processor, seconds
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bi_compile.integrations.transformers import prepare
@@ -35,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     arms = {arm: _generator(arm, getattr(torch, args.dtype), args.tokens) for arm in BACKENDS}
-    print(f"{args.dtype}, torch {torch.__version__}, {platform.processor()}, {date.today()}")
+    print(f"{args.dtype}, torch {torch.__version__}, {processor()}, {date.today()}")
     print(f"{args.prompt} tokens of prompt, {args.tokens} generated")
     print("threads  batch  inductor tok/s  ours tok/s  ours/inductor")
     for threads in args.threads:
@@ -44,11 +43,9 @@ def main() -> None:
             prompts = torch.randint(
                 VOCABULARY, (batch, args.prompt), generator=torch.Generator().manual_seed(1)
             )
-            seconds = _compare(arms, prompts, args.rounds)
-            ratio = statistics.median(
-                a / b for a, b in zip(seconds["ours"], seconds["inductor"], strict=True)
-            )
-            speed = {arm: batch * args.tokens / min(times) for arm, times in seconds.items()}
+            times = seconds(arms, args.rounds, prompts, warm=1)
+            ratio = statistics.median(a / b for a, b in zip(times["ours"], times["inductor"], strict=True))
+            speed = {arm: batch * args.tokens / min(took) for arm, took in times.items()}
             print(
                 f"{threads:7d}  {batch:5d}  {speed['inductor']:14.1f}  {speed['ours']:10.1f}  {ratio:13.3f}"
             )
@@ -83,18 +80,6 @@ def _generator(arm: str, dtype: torch.dtype, tokens: int) -> Callable[[torch.Ten
         )
 
     return generate
-
-
-def _compare(arms: dict, prompts: torch.Tensor, rounds: int) -> dict[str, list[float]]:
-    for run in arms.values():
-        run(prompts)
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for turn in range(rounds):
-        for arm in list(arms) if turn % 2 else list(arms)[::-1]:
-            start = time.perf_counter()
-            arms[arm](prompts)
-            seconds[arm].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ called once for each sample; the last column compares with the stock op on the w
 
 import argparse
 import statistics
-import time
 from datetime import date
 
 import torch
+from interleaved import seconds
 
 BATCH = 32
 OPS = {
@@ -43,23 +43,11 @@ def main() -> None:
                 "isolated": lambda compiled=compiled, x=x: compiled(x),
                 "stock": lambda op=op, x=x: op(x),
             }
-            alone, isolated, stock = _seconds(arms, args.rounds)
+            alone, isolated, stock = map(statistics.median, seconds(arms, args.rounds).values())
             print(
                 f"{name:<28} {alone * 1e3:9.3f} {isolated * 1e3:12.3f} "
                 f"{isolated / alone:15.2f} {isolated / stock:15.2f}"
             )
-
-
-def _seconds(arms: dict, rounds: int) -> list[float]:
-    """Median seconds of each arm; they take turns."""
-    found: dict[str, list[float]] = {arm: [] for arm in arms}
-    for turn in range(rounds + 2):
-        for arm, run in arms.items():
-            start = time.perf_counter()
-            run()
-            if turn > 1:
-                found[arm].append(time.perf_counter() - start)
-    return [statistics.median(times) for times in found.values()]
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ so the kernel's record is reset after a first call.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
 import torch
+from interleaved import processor, seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from minilm import MAX_TOKENS, load_embedder, padded, tokenize
@@ -42,7 +41,7 @@ def main() -> None:
         print(json.dumps(_footprint(args.worker)))
         return
 
-    print(f"MiniLM, {MAX_TOKENS} tokens, fp32; {_processor()}; torch {torch.__version__}; {date.today()}")
+    print(f"MiniLM, {MAX_TOKENS} tokens, fp32; {processor()}; torch {torch.__version__}; {date.today()}")
     inputs = {size: _inputs(size) for size in BATCHES}
     with torch.inference_mode():
         arms = {arm: torch.compile(load_embedder(), backend=backend) for arm, backend in BACKENDS.items()}
@@ -63,17 +62,9 @@ def main() -> None:
 
 def _compare(arms, inputs, rounds: int) -> tuple[float, float, float]:
     """Best seconds of either arm, and the median of the rounds' ratios."""
-    seconds = {arm: [] for arm in arms}
-    for embed in arms.values():
-        for _ in range(3):
-            embed(*inputs)
-    for turn in range(rounds):
-        for arm in list(arms) if turn % 2 else list(arms)[::-1]:
-            start = time.perf_counter()
-            arms[arm](*inputs)
-            seconds[arm].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(seconds["ours"], seconds["inductor"], strict=True)]
-    return min(seconds["inductor"]), min(seconds["ours"]), statistics.median(ratios)
+    times = seconds(arms, rounds, *inputs)
+    ratios = [a / b for a, b in zip(times["ours"], times["inductor"], strict=True)]
+    return min(times["inductor"]), min(times["ours"]), statistics.median(ratios)
 
 
 def _inputs(size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,13 +95,6 @@ def _mib(field: str) -> float:
     """VmRSS is what the process holds, VmHWM the most it held since the record was reset."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":
