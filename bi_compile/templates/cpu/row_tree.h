@@ -236,7 +236,7 @@ struct Group {
   }
 };
 
-constexpr int64_t kColumnGroup = 8;
+constexpr int64_t kColumnGroup = 4;
 
 // Columns side by side: the reduced index walks down the rows at row_at(i), a vector load_at(row, k) holds
 // neighbouring columns, and every column has the tree above.

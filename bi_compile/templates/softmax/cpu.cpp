@@ -45,36 +45,40 @@ void softmax_row(const P* x, int64_t n, T* out, Acc<T>* exponentials) {
 
 constexpr int64_t kTile = kColumnGroup;  // vectors side by side
 
-// width neighbouring rows whose elements i lie at x + i * stride and out + i * out_stride. The exponentials, or for
-// kLog the shifted elements, are kept in `kept`, kTile vectors for each i.
+// width neighbouring rows whose elements i lie at x + i * stride and out + i * out_stride. The exponentials are kept,
+// kTile vectors for each i; kLog, which subtracts from x itself, keeps nothing.
 template <bool kLog, class T>
 void softmax_columns(const T* x, T* out, const Dim& dim, int64_t width, Acc<T>* kept) {
   using A = Acc<T>;
   using V = Vec<A>;
   const int64_t vectors = (width + kWidth<A> - 1) / kWidth<A>;
-  const auto valid = [&](int64_t k) { return std::clamp<int64_t>(width - k * kWidth<A>, 0, kWidth<A>); };
-  const auto at = [&](int64_t i, int64_t k) { return kept + (i * kTile + k) * kWidth<A>; };
+  const auto element = [&](const T* row, int64_t k) {
+    return load(row + k * kWidth<A>, std::min(width - k * kWidth<A>, kWidth<A>));
+  };
   const auto row_at = [&](int64_t i) { return x + i * dim.stride; };
-  const auto maximum = reduce_columns<Maximum, A>(dim.size, row_at, [&](const T* row, int64_t k) {
-    return k < vectors ? load(row + k * kWidth<A>, valid(k)) : V(A(0));
-  });
-  for (int64_t i = 0; i < dim.size; ++i) {
-    for (int64_t k = 0; k < vectors; ++k) {
-      const V shifted = load(row_at(i) + k * kWidth<A>, valid(k)) - maximum.v[k];
-      (kLog ? shifted : shifted.exp()).store(at(i, k));
+  const auto kept_at = [&](int64_t i) { return kept + i * kTile * kWidth<A>; };
+  const V nothing(A(0));
+  const auto maximum = reduce_columns<Maximum, A>(
+      dim.size, row_at, [&](const T* row, int64_t k) { return k < vectors ? element(row, k) : nothing; });
+  const auto exponential = [&](const T* row, int64_t k) { return (element(row, k) - maximum.v[k]).exp(); };
+  Group<A, kTile> sum;
+  if constexpr (kLog) {
+    sum = reduce_columns<Sum, A>(
+        dim.size, row_at, [&](const T* row, int64_t k) { return k < vectors ? exponential(row, k) : nothing; });
+  } else {
+    for (int64_t i = 0; i < dim.size; ++i) {
+      for (int64_t k = 0; k < vectors; ++k) exponential(row_at(i), k).store(kept_at(i) + k * kWidth<A>);
     }
+    sum = reduce_columns<Sum, A>(dim.size, kept_at, [&](const A* row, int64_t k) {
+      return k < vectors ? V::loadu(row + k * kWidth<A>) : nothing;
+    });
   }
-  const auto sum = reduce_columns<Sum, A>(dim.size, [&](int64_t i) { return at(i, 0); },
-                                          [&](const A* row, int64_t k) {
-                                            const V e = k < vectors ? V::loadu(row + k * kWidth<A>) : V(A(0));
-                                            return kLog && k < vectors ? e.exp() : e;
-                                          });
   const auto last = sum.map([](const V& s, int64_t) { return kLog ? s.log() : V(A(1)) / s; });
   for (int64_t i = 0; i < dim.size; ++i) {
     for (int64_t k = 0; k < vectors; ++k) {
-      const V e = V::loadu(at(i, k));
-      store(out + i * dim.out_stride + k * kWidth<A>, kLog ? e - last.v[k] : divide(e, sum.v[k], last.v[k]),
-            valid(k));
+      const V y = kLog ? (element(row_at(i), k) - maximum.v[k]) - last.v[k]
+                       : divide(V::loadu(kept_at(i) + k * kWidth<A>), sum.v[k], last.v[k]);
+      store(out + i * dim.out_stride + k * kWidth<A>, y, std::min(width - k * kWidth<A>, kWidth<A>));
     }
   }
 }
@@ -90,7 +94,7 @@ void softmax_rows(const RowView& view, const T* x, T* out) {
     const int64_t groups = (inner + wide - 1) / wide;
     const int64_t grain = std::max<int64_t>(1, kGrain / 4 / (view.n * wide));
     at::parallel_for(0, view.rows / inner * groups, grain, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> kept(new A[view.n * wide]);
+      const std::unique_ptr<A[]> kept(kLog ? nullptr : new A[view.n * wide]);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t column = task % groups * wide;
         const int64_t row = task / groups * inner + column;
