@@ -15,6 +15,7 @@ from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
+from bi_compile.passes.dropout import place_batch
 from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
 from bi_compile.pipeline import decompositions, fingerprint
@@ -55,11 +56,11 @@ def batch_invariant(
         module,
         example_inputs,
         settings={**inductor.mode_options(mode), **parsed.inductor},
-        decompositions=decompositions(),
+        decompositions=decompositions(parsed.dropout),
         traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
         verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims, guesses=guesses),
         generated=dump.kernels,
-        key=f"{fingerprint()}-{parsed.on_unsupported}-{dims}-{guesses}-{allowed.fingerprint()}",
+        key=f"{fingerprint()}-{parsed.on_unsupported}-{parsed.dropout}-{dims}-{guesses}-{allowed.fingerprint()}",
         # Warnings, dumps and verdicts come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on and not is_open(),
     )
@@ -69,7 +70,8 @@ def batch_invariant(
 def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesses: tuple[bool, ...]) -> None:
     dump.graph("final", graph)
     flow = follow(graph, dims)
-    if isolate(graph, flow, has_no_lowering, guesses):
+    placed = place_batch(graph, flow, guesses)
+    if isolate(graph, flow, has_no_lowering, guesses) or placed:
         dump.graph("isolated", graph)
     try:
         verdicts = verify(graph, options.on_unsupported, flow)

@@ -9,6 +9,7 @@ from bi_compile import inductor
 from bi_compile.errors import OptionError
 
 _ON_UNSUPPORTED = ("error", "warn", "ignore")
+_DROPOUT = ("refuse", "per_sample")
 _SWITCH = {True: "bi_compile_dump", "1": "bi_compile_dump", False: None, "0": None}
 
 
@@ -20,11 +21,14 @@ class Options:
         "warn" leaves the op as stock PyTorch has it and says so, "ignore" leaves it and is silent.
     dump: folder into which the graphs and the report of each compilation are written; True, or "1" in the
         environment, is the folder "bi_compile_dump".
+    dropout: "refuse", or "per_sample" for noise that depends on PyTorch's generator and the sample's bits,
+        neither on its place in the batch nor on the other samples; equal samples lose the same elements.
     inductor: options passed through to Inductor.
     """
 
     on_unsupported: str = "error"
     dump: str | None = None
+    dropout: str = "refuse"
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -44,6 +48,8 @@ class Options:
                 values[name] = os.environ[variable]
         if values.get("on_unsupported", "error") not in _ON_UNSUPPORTED:
             raise OptionError.bad_value("on_unsupported", values["on_unsupported"], _ON_UNSUPPORTED)
+        if values.get("dropout", "refuse") not in _DROPOUT:
+            raise OptionError.bad_value("dropout", values["dropout"], _DROPOUT)
         if not isinstance(values.get("dump"), str | os.PathLike | bool | None):
             raise OptionError.bad_value("dump", values["dump"], ["a folder name"])
         values["dump"] = _SWITCH.get(values.get("dump"), values.get("dump"))

@@ -1,7 +1,7 @@
 """The passes in order, and the one table of decompositions that compiled graphs and eager mode share."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bi_compile.passes import (
     softmax,
     sort,
 )
+from bi_compile.passes import dropout as per_sample_dropout
 
 PIPELINE = (
     contraction,  # the products first: other decompositions end in them
@@ -46,16 +47,24 @@ PIPELINE = (
 class DecompositionTable(dict[torch._ops.OpOverload, Callable[..., Any]]):
     """Op -> decomposition. Pickled by reference, so that Inductor's caches can key on it."""
 
-    def __reduce__(self) -> tuple[Callable[[], "DecompositionTable"], tuple[()]]:
-        return decompositions, ()
+    def __init__(
+        self, table: Mapping[torch._ops.OpOverload, Callable[..., Any]] = {}, dropout: str = "refuse"
+    ):
+        super().__init__(table)
+        self._dropout = dropout
+
+    def __reduce__(self) -> tuple[Callable[[str], "DecompositionTable"], tuple[str]]:
+        return decompositions, (self._dropout,)
 
 
 @cache
-def decompositions() -> DecompositionTable:
-    """Inductor's own decompositions with ours in front."""
+def decompositions(dropout: str = "refuse") -> DecompositionTable:
+    """Inductor's own decompositions with ours in front. dropout: the option."""
     stock = DecompositionTable(inductor.stock_decompositions())
     ours = {op: _or_stock(build, stock[op]) if op in stock else build for op, build in canonical().items()}
-    return DecompositionTable({**stock, **ours})
+    if dropout == "per_sample":
+        ours |= {rewrite.op: rewrite.build for rewrite in per_sample_dropout.REWRITES}
+    return DecompositionTable({**stock, **ours}, dropout)
 
 
 def _or_stock(build: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,8 +17,10 @@ from bi_compile.errors import (
     UnsupportedDtypeError,
     UnsupportedOpError,
 )
+from bi_compile.passes.dropout import draws_a_seed, is_placed
 from bi_compile.report import CANONICAL, ISOLATED, LEFT_ALONE, MIXES, ORDER_FREE, UNKNOWN, Verdict
 from bi_compile.templates import registry
+from bi_compile.templates.dropout.contract import dropout_mask_op
 from bi_compile.templates.isolation.contract import op_of as isolated_op
 from bi_compile.templates.pointwise.functions import expressions
 
@@ -107,6 +109,10 @@ def _kind(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         dtypes = {t.dtype for t in _tensors(node)}
         base = base_name(target)
+        if target is dropout_mask_op:
+            return CANONICAL if is_placed(node) else LEFT_ALONE
+        if draws_a_seed(node):
+            return ORDER_FREE
         if target.namespace == "bi_compile":
             return ISOLATED if base == "isolated" else CANONICAL
         if any(dtype.is_complex for dtype in dtypes):
@@ -138,8 +144,13 @@ def _names(finding: Finding) -> list[str]:
 
 
 def _reason(node: fx.Node) -> str:
+    if node.target is dropout_mask_op:
+        return "the batch could not be followed to this dropout; keep it in a dim of its own there"
     if any(word in str(node.target) for word in _RANDOM):
-        return "its random numbers depend on the position in the batch; call model.eval() if this is dropout"
+        return (
+            "its random numbers depend on the position in the batch; if this is dropout, call model.eval() "
+            'or set options={"dropout": "per_sample"}'
+        )
     return "its result may depend on an order of evaluation that nobody has fixed"
 
 

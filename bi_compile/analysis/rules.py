@@ -25,7 +25,7 @@ RULES: dict[str, Rule] = {
         """
         acos acosh asin asinh atan atan2 atanh clamp clamp_max clamp_min copy cos cosh erf erfc erfinv exp
         exp2 expm1 floor_divide fma fmax fmin fmod hypot lgamma log log10 log1p log2 maximum minimum pow relu
-        remainder rsqrt sigmoid sin sinh sqrt tan tanh unary binary bucketize
+        dropout_mask remainder rsqrt sigmoid sin sinh sqrt tan tanh unary binary bucketize
         digamma i0 igamma igammac polygamma special_airy_ai special_bessel_j0 special_bessel_j1
         special_bessel_y0 special_bessel_y1 special_erfcx special_i0e special_i1 special_i1e special_log_ndtr
         special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
@@ -46,6 +46,8 @@ RULES: dict[str, Rule] = {
         zeros zeros_like
         """,
     ),
+    # Single numbers, from which dropout makes the noise of each sample; the check refuses other uses.
+    **_family(arithmetic.creation, "inductor_seeds inductor_lookup_seed inductor_randint"),
     **_family(arithmetic.iota, "iota arange"),
     **_family(
         movement.reshape, "_reshape_alias _unsafe_view flatten reshape unflatten view view_as view_copy"

@@ -28,12 +28,8 @@ def isolate(
     determines stays too: were the guess wrong, the op would see the whole batch.
     """
     changed = False
-    guessed = {
-        node for node, is_guess in zip(graph.find_nodes(op="placeholder"), guesses, strict=False) if is_guess
-    }
+    guessed = only_guessed(graph, guesses)
     for node in list(graph.nodes):
-        if guessed.intersection(node.all_input_nodes):
-            guessed.add(node)
         flows = flow.flows.get(node)
         first = flows[0] if isinstance(flows, tuple) and flows else flows
         if node in guessed and not (isinstance(first, Flow) and first.axes):
@@ -41,6 +37,16 @@ def isolate(
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and needs(node):
             changed |= _isolate(graph, node, flow)
     return changed
+
+
+def only_guessed(graph: fx.Graph, guesses: Sequence[bool]) -> set[fx.Node]:
+    """Nodes on which an input bears of which it is only guessed that all samples share it."""
+    inputs = graph.find_nodes(op="placeholder")
+    guessed = {node for node, is_guess in zip(inputs, guesses, strict=False) if is_guess}
+    for node in graph.nodes:
+        if guessed.intersection(node.all_input_nodes):
+            guessed.add(node)
+    return guessed
 
 
 def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:

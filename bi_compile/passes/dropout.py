@@ -1,0 +1,69 @@
+"""Dropout whose noise is a function of a seed and the sample's own bits: option dropout="per_sample".
+
+Tracing sees dropout before the batch is followed through the graph, so `native_dropout` becomes a mask that
+does not know where the batch is, and the final graph tells it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from bi_compile.analysis.flow import BatchFlow
+from bi_compile.analysis.sizes import ONE
+from bi_compile.passes.isolation import only_guessed
+from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.templates.dropout.contract import dropout_mask, dropout_mask_op
+
+aten = torch.ops.aten
+
+
+@rewrite(aten.native_dropout.default)
+def _native_dropout(x: torch.Tensor, p: float, train: bool | None) -> Any:
+    if not is_floating(x):
+        return NotImplemented
+    if train is False or p == 0:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    kept = dropout_mask(x, torch.randint(0, 2**63 - 1, (1,), device=x.device), p)
+    return kept * x * (0.0 if p == 1 else 1 / (1 - p)), kept
+
+
+REWRITES = (*_native_dropout,)
+
+
+def place_batch(graph: fx.Graph, flow: BatchFlow, guesses: Sequence[bool]) -> bool:
+    """Tell each mask of a final graph, in place, where the batch lies; returns whether there was any.
+
+    One stays, for the check of the graph to refuse, where the batch could not be followed to it or lies in no
+    dim of its own (or as B*S with S known). guesses: as for `isolate`.
+    """
+    masks = graph.find_nodes(op="call_function", target=dropout_mask_op)
+    guessed = only_guessed(graph, guesses) if masks else set()
+    changed = False
+    for node in masks:
+        x, seed, p = node.args[:3]
+        known = flow.flows.get(x)
+        axes = () if known is None else known.axes
+        if known is None or len(axes) > 1 or (not axes and x in guessed):
+            continue
+        if any(a.ragged or a.outer != ONE or a.inner.factors for a in axes):
+            continue
+        node.args = (x, seed, p, axes[0].dim, axes[0].inner.number) if axes else (x, seed, p, 0, 0)
+        changed = True
+    return changed
+
+
+def is_placed(node: fx.Node) -> bool:
+    """Whether a node is a mask that knows where the batch is."""
+    return node.target is dropout_mask_op and len(node.args) == 5
+
+
+def draws_a_seed(node: fx.Node) -> bool:
+    """Whether a node draws random numbers for placed masks alone: one number each, whatever the batch."""
+    random = "rand" in str(node.target) or "seed" in str(node.target)
+    return random and bool(node.users) and all(_is_seed(node, user) for user in node.users)
+
+
+def _is_seed(node: fx.Node, user: fx.Node) -> bool:
+    return (is_placed(user) and user.args[0] is not node) or draws_a_seed(user)

@@ -1,0 +1,117 @@
+"""Dropout in training: refused, or by option a function of PyTorch's generator and the sample alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bi_compile.report import collect
+from tests.bits import assert_same_bits, same_bits
+
+PER_SAMPLE = {"dropout": "per_sample"}
+MEMBERS = torch.randn(9, 5, 16)
+
+
+class Block(nn.Module):
+    """A layer with dropout of activations, of a residual branch and of the same values twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x):
+        h = F.dropout(F.gelu(self.up(self.norm(x))), 0.2)
+        y = x + F.dropout(self.down(h), 0.1)
+        return torch.cat([F.dropout(y, 0.5), F.dropout(y, 0.5)], -1)
+
+
+def step(run, x, seed=0):
+    """The outputs of each sample and the gradients of its inputs, of the sum of a loss of each."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(seed)
+    y = run(x)
+    y.square().sum((1, 2)).sum().backward()
+    return torch.cat([y.detach(), x.grad], -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dynamic", [None, False], ids=str)
+def test_a_sample_loses_the_same_whatever_its_batch(dtype, dynamic):
+    torch.compiler.reset()
+    model, members = Block().to(dtype), MEMBERS.to(dtype)
+    ours = torch.compile(model, backend="batch_invariant", options=PER_SAMPLE, dynamic=dynamic)
+    whole = step(ours, members)
+    for order in ([4], [0, 1], [8, 3, 5, 1, 0, 2]):
+        assert_same_bits(step(ours, members[order]), whole[order], f"samples {order}")
+    assert not same_bits(step(ours, members, seed=1), whole)
+    # Control: with stock dropout a sample's noise is that of its place.
+    assert not same_bits(step(model, members[[4]]), step(model, members)[[4]])
+
+
+def test_what_survives_is_scaled_and_the_same_values_get_new_noise():
+    torch.compiler.reset()
+    fn = torch.compile(
+        lambda x: (F.dropout(x, 0.25), F.dropout(x, 0.25)), backend="batch_invariant", options=PER_SAMPLE
+    )
+    x = torch.randn(8, 4000)
+    first, second = fn(x)
+    for y in (first, second):
+        kept = y != 0
+        assert abs(kept.double().mean() - 0.75) < 0.02
+        torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    assert ((first == 0) != (second == 0)).double().mean() > 0.3
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_ends(p):
+    torch.compiler.reset()
+    fn = torch.compile(lambda x: F.dropout(x, p), backend="batch_invariant", options=PER_SAMPLE)
+    assert torch.equal(fn(MEMBERS), MEMBERS * (1 - p))
+
+
+def test_dropout_of_folded_sequences():
+    torch.compiler.reset()
+    fn = torch.compile(
+        lambda x: F.dropout(x.flatten(0, 1), 0.5).view(-1, 5, 16),
+        backend="batch_invariant",
+        options=PER_SAMPLE,
+    )
+    runs = []
+    for order in ([0, 1, 2, 3], [3, 1]):
+        torch.manual_seed(0)
+        runs.append(fn(MEMBERS[order]))
+    assert_same_bits(runs[1], runs[0][[3, 1]], "folded")
+
+
+def test_the_report_names_the_op():
+    torch.compiler.reset()
+    fn = torch.compile(lambda x: F.dropout(x, 0.5), backend="batch_invariant", options=PER_SAMPLE)
+    with collect() as report:
+        fn(MEMBERS)
+    assert "bi_compile.dropout_mask" in {node.op for graph in report.graphs for node in graph.nodes}
+
+
+REFUSED = {
+    "by default": (lambda x: F.dropout(x, 0.5), {}, r'options=\{"dropout": "per_sample"\}'),
+    "other noise": (lambda x: x + torch.randn_like(x), PER_SAMPLE, "depend on the position"),
+    "noise that is dropped out": (
+        lambda x: F.dropout(torch.rand_like(x), 0.5),
+        PER_SAMPLE,
+        "depend on the position",
+    ),
+    "rows chosen by the data": (
+        lambda x: F.dropout(x[x.sum((1, 2)) > 0], 0.5),
+        PER_SAMPLE,
+        "could not be followed",
+    ),
+    "an unknown value": (lambda x: F.dropout(x, 0.5), {"dropout": "per_row"}, "per_sample"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_is_refused(name):
+    torch.compiler.reset()
+    fn, options, message = REFUSED[name]
+    with pytest.raises(Exception, match=message):
+        torch.compile(fn, backend="batch_invariant", options=options)(MEMBERS)
