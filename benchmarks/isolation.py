@@ -17,6 +17,7 @@ BATCH = 32
 OPS = {
     "fft of 4096": (torch.fft.rfft, (4096,)),
     "fft of 128 x 128": (torch.fft.fft2, (128, 128)),
+    "fft of 128 x 128 complex": (torch.fft.fft2, (128, 128)),
     "inverse of 64 x 64": (torch.linalg.inv, (64, 64)),
     "singular values of 64 x 64": (torch.linalg.svdvals, (64, 64)),
     "exponential of 64 x 64": (torch.linalg.matrix_exp, (64, 64)),
@@ -37,6 +38,7 @@ def main() -> None:
     with torch.inference_mode():
         for name, (op, shape) in OPS.items():
             x = torch.randn(BATCH, *shape) + (8 * torch.eye(shape[0]) if len(shape) == 2 else 3)
+            x = x.to(torch.complex64) if name.endswith("complex") else x
             compiled = torch.compile(op, backend="batch_invariant")
             arms = {
                 "alone": lambda op=op, x=x: [op(x[i : i + 1]) for i in range(BATCH)],

@@ -35,6 +35,7 @@ def isolate(
         if node in guessed and not (isinstance(first, Flow) and first.axes):
             continue
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and needs(node):
+            _drop_unread_vectors(node)
             changed |= _isolate(graph, node, flow)
     return changed
 
@@ -88,6 +89,17 @@ def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     return True
+
+
+def _drop_unread_vectors(node: fx.Node) -> None:
+    """Tracing makes `svdvals` compute the singular vectors too; eager mode does not."""
+    if node.target is not torch.ops.aten._linalg_svd.default or any(
+        user.target is not operator.getitem or user.args[1] != 1 for user in node.users
+    ):
+        return
+    node.args, node.kwargs = (node.args[0], False, False), {}
+    values = node.meta["val"]
+    node.meta["val"] = (values[0].new_empty(0), values[1], values[2].new_empty(0))
 
 
 class _Places:

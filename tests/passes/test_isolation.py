@@ -49,6 +49,7 @@ ISOLATED_OPS = {
     "spectral filter": (filtered, "aten._fft_c2r"),
     "determinant": (log_determinant, "aten._linalg_slogdet"),
     "merged with the batch": (heads_merged, "aten.linalg_inv_ex"),
+    "singular values": (lambda x: torch.linalg.svdvals(x.tanh().nan_to_num()), "aten._linalg_svd"),
     "special function": (lambda x: torch.special.zeta(x.abs() + 1.5, x.exp()), "aten.special_zeta"),
     "pseudo-inverse": (
         lambda x: torch.linalg.pinv(x.nan_to_num()[:, :, :5]),
@@ -90,6 +91,18 @@ def _nothing_allowed():
 
 
 @pytest.mark.usefixtures("_nothing_allowed")
+def test_singular_vectors_that_nobody_reads_are_not_computed():
+    """So the values are those of eager PyTorch, which takes another algorithm for them alone."""
+    torch.compiler.reset()
+    with fresh_inductor_cache():
+        values = torch.compile(torch.linalg.svdvals, backend="batch_invariant")
+        whole = torch.compile(lambda x: torch.linalg.svd(x)[1:], backend="batch_invariant")
+        x = torch.randn(3, 24, 24)
+        for found, vectors in ((values(x), False), (whole(x)[0], True)):
+            alone = [torch.ops.aten._linalg_svd(part, True, vectors)[1] for part in x.split(1)]
+            assert torch.equal(found, torch.cat(alone))
+
+
 def test_a_custom_op_is_refused_until_somebody_vouches_for_it():
     torch.compiler.reset()
     fn = lambda x: torch.ops.bi_compile_tests.centred(x) * 2  # noqa: E731

@@ -85,7 +85,7 @@ def test_the_noise_looks_like_noise(p):
 
 
 def test_what_differs_in_one_bit_loses_other_elements():
-    x = data(1, 500).repeat(2, 1)
+    x = data(1, 500, dtype=torch.float32).repeat(2, 1)
     x[1, 250] = torch.nextafter(x[1, 250], torch.tensor(torch.inf))
     first, second = dropout_mask(x, SEED, 0.5, 0, 1)
     assert 150 < int((first != second).sum()) < 350

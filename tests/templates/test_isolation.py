@@ -33,6 +33,32 @@ def test_strides_do_not_show():
     assert torch.equal(torch.view_as_real(a), torch.view_as_real(b))
 
 
+def test_the_place_in_memory_does_not_show():
+    """Samples of 37 numbers begin at any multiple of four bytes, on which libraries choose how they load."""
+    call = call_of(torch.ops.aten._fft_r2c.default, {"t": 0}, [1], 0, True)
+    x = torch.randn(40, 37)
+    (batched,) = isolated([x], [], call, [0], [1], [0])
+    for i in range(40):
+        (alone,) = isolated([x[i : i + 1].clone()], [], call, [0], [1], [0])
+        assert torch.equal(torch.view_as_real(batched[i : i + 1]), torch.view_as_real(alone))
+
+
+def test_results_that_share_the_memory_of_the_input_are_kept():
+    """An op may return its input: the next sample must not find its part overwritten."""
+    call = call_of(torch.ops.aten.alias.default, {"t": 0})
+    before = X.clone()
+    (result,) = isolated([X], [], call, [0], [1], [0])
+    assert torch.equal(result, before)
+    result.zero_()
+    assert torch.equal(X, before)
+
+
+def test_a_tensor_may_be_given_twice():
+    call = call_of(torch.ops.aten.stack.default, [{"t": 0}, {"t": 0}, {"t": 1}], 1)
+    (result,) = isolated([X, 2 * X], [], call, [0, 0], [1, 1], [0])
+    assert torch.equal(result, torch.stack([X, X, 2 * X], 1))
+
+
 def test_shared_tensors_and_sizes_reach_every_sample():
     call = call_of(torch.ops.aten.linalg_solve_triangular.default, {"t": 0}, {"t": 1}, upper=True)
     triangle = torch.eye(5).add(torch.ones(5, 5).triu()).expand(1, 5, 5)

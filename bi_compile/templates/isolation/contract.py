@@ -9,19 +9,23 @@ Op
     rows: how many elements of that dim belong to one sample: 1, or S where it is B*S.
     results: the dim of each result along which the samples are joined.
 
-What a sample gets is the op's result on its own part of the tensors, each copied to contiguous memory: the
-same call, on the same shapes and strides, whatever the batch. Without any batch dim the op runs once. Any
-dtype the op takes, complex numbers included. No gradients: it stands in final graphs alone.
+What a sample gets is the op's result on its own part of the tensors, each contiguous and aligned as new
+memory is: the same call, on the same shapes, strides and alignments, whatever the batch. Without any batch
+dim the op runs once. Any dtype the op takes, complex numbers included. No gradients: it stands in final
+graphs alone.
 """
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
 
 Tensor = torch.Tensor
+
+_ALIGNMENT = 64  # bytes: c10::gAlignment; CUDA's allocator gives 512
 
 _library = torch.library.Library("bi_compile", "FRAGMENT")
 _library.define(
@@ -79,16 +83,20 @@ class _Place(NamedTuple):
     number: int
 
 
-def _run(call: str, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> list[Tensor]:
+def _calls(call: str, tensors: Sequence[Iterable[Tensor]], numbers: Sequence[Any]) -> Iterator[list[Tensor]]:
+    """The results of the op for each sample in turn. tensors: for each place what the samples get there."""
     op, args, kwargs = _decoded(call)
 
-    def filled(value: Any) -> Any:
+    def column(value: Any) -> Iterable[Any]:
         if isinstance(value, _Place):
-            return (tensors if value.is_tensor else numbers)[value.number]
-        return [filled(item) for item in value] if isinstance(value, list) else value
+            return tensors[value.number] if value.is_tensor else repeat(numbers[value.number])
+        if isinstance(value, list) and value:
+            return map(list, zip(*map(column, value), strict=False))
+        return repeat(value)
 
-    result = op(*map(filled, args), **{name: filled(value) for name, value in kwargs.items()})
-    return list(result) if isinstance(result, tuple | list) else [result]
+    for own in zip(*map(column, (*args, *kwargs.values())), strict=False):
+        result = op(*own[: len(args)], **dict(zip(kwargs, own[len(args) :], strict=True)))
+        yield list(result) if isinstance(result, tuple | list) else [result]
 
 
 def _isolated(
@@ -101,18 +109,36 @@ def _isolated(
 ) -> list[Tensor]:
     samples = next((t.shape[d] // n for t, d, n in zip(tensors, dims, rows, strict=True) if d >= 0), 0)
     if samples == 0:
-        return [_copy(result) for result in _run(call, [_copy(t) for t in tensors], numbers)]
+        whole = _calls(call, [[_copy(t)] for t in tensors], numbers)
+        return [_copy(result) for result in next(whole)]
     split = [
-        [_copy(part) for part in t.split(n, d)] if d >= 0 else [_copy(t)] * samples
+        [*map(_as_new, t.split(n, d))] if d >= 0 else [_as_new(t)] * samples
         for t, d, n in zip(tensors, dims, rows, strict=True)
     ]
-    parts = [_run(call, own, numbers) for own in zip(*split, strict=True)]
-    by_result = zip(zip(*parts, strict=True), results, strict=True)
-    return [torch.cat(values, dim) for values, dim in by_result]
+    calls = _calls(call, split, numbers)
+    parts = next(calls)
+    joined = [_repeated(part, samples, dim) for part, dim in zip(parts, results, strict=True)]
+    places = (t.tensor_split(samples, dim) for t, dim in zip(joined, results, strict=True))
+    # Put in place at once: the memory of the parts is used again, and still in the cache.
+    for place, part in zip(zip(*places, strict=True), chain([parts], calls), strict=True):
+        for to, result in zip(place, part, strict=True):
+            to.copy_(result)
+    return joined
 
 
 def _copy(part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format)
+
+
+def _as_new(part: Tensor) -> Tensor:
+    """The part in contiguous memory with the alignment of the allocators, on which libraries choose loops."""
+    return part if part.is_contiguous() and part.data_ptr() % _ALIGNMENT == 0 else _copy(part)
+
+
+def _repeated(part: Tensor, samples: int, dim: int) -> Tensor:
+    shape = list(part.shape)
+    shape[dim] *= samples
+    return part.new_empty(shape)
 
 
 def _fake(
@@ -123,7 +149,7 @@ def _fake(
     rows: list[int],
     results: list[int],
 ) -> list[Tensor]:
-    whole = _run(call, tensors, numbers)
+    whole = next(_calls(call, [[t] for t in tensors], numbers))
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in whole]
 
 
