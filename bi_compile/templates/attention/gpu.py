@@ -29,15 +29,16 @@ class Tile:
     stages: int
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, added: bool, maps: bool) -> "Tile":
+    def choose(cls, rows: int, dims: int, dtype: torch.dtype, added: bool, maps: bool, many: bool) -> "Tile":
         """For `rows` that share their keys, head sizes padded to `dims`.
 
-        added: a mask has to be read. maps: keys and values are, through tensor maps.
+        added: a mask is added. maps: keys and values are read through tensor maps. many: there are more heads
+        than run at a time.
         """
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if rows <= 16:
-            return cls(16, 2 if dims <= 128 else 4, 3)
+            return cls(16, 2, 2 if many else 3)
         if dims > 128:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
         if added or not maps:
@@ -130,7 +131,8 @@ def attention(
     binary = q.dtype != torch.float32
     maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
     added = mask is not None and mask.is_floating_point()
-    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, added, maps)
+    many = batch * kv_heads >= 2 * _multiprocessors(q)
+    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, added, maps, many)
     tiles, splits = triton.cdiv(rows, tile.rows), splits_of(keys)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -155,8 +157,10 @@ def attention(
     together = max(1, min(8, 2**24 // (keys * (size + value_size) * q.element_size())))
 
     def launch(careful: bool, rows: int, warps: int, stages: int) -> None:
-        each = _CAREFUL_TILES if careful else 1
-        attend[(triton.cdiv(programs, each),)](
+        # With a mask rows may have several first keys: then there is something to do.
+        each = _CAREFUL_TILES if careful and kind == 0 else 1
+        grid = (batch * kv_heads, tiles, splits if parallel else 1)
+        attend[(triton.cdiv(programs, each),) if careful else grid](
             q, k, v, k_map, v_map, values, begins, ends, out, lse, parts, states, flags,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
@@ -164,7 +168,7 @@ def attention(
             SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=rows,
             BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal,
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps, FLAGGED=flagged, CAREFUL=careful,
-            TILES=each, PARTS_OF_TILE=tile.rows // rows, EARLY=early,
+            TILES=each, PARTS_OF_TILE=tile.rows // rows, IN_TURNS=tiles > 1, EARLY=early,
             num_warps=warps, num_stages=stages, **COMPILATION,
         )  # fmt: skip
 
@@ -173,10 +177,11 @@ def attention(
         launch(True, _CAREFUL_ROWS, 4 if max(dims, value_dims) <= 128 else 8, 1)
     if parallel:
         block = 1 if rows < 64 else 4
-        merge_splits[(triton.cdiv(rows, block), batch * kv_heads)](
+        merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, num_warps=1 if block == 1 else 4,
+            FLAGGED=flagged, EARLY=early, AT_ONCE=min(16, power_of_two(splits)),
+            num_warps=1 if block == 1 else 4,
             **({"launch_pdl": True} if early else {}), **COMPILATION,
         )  # fmt: skip
     return out.transpose(1, 2), lse

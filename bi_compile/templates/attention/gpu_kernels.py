@@ -145,7 +145,7 @@ def attend(
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr,
     CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
     ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr, CAREFUL: tl.constexpr,
-    TILES: tl.constexpr, PARTS_OF_TILE: tl.constexpr, EARLY: tl.constexpr,
+    TILES: tl.constexpr, PARTS_OF_TILE: tl.constexpr, IN_TURNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -153,7 +153,7 @@ def attend(
     keys. CAREFUL: does the flagged ones of TILES tiles anew, each in PARTS_OF_TILE of BLOCK_M rows. EARLY:
     `merge_splits` may be started before this kernel ends.
 
-    all_heads: batch * kv_heads. together: heads whose tiles are taken in turns, the longest first.
+    all_heads: batch * kv_heads. IN_TURNS: the tiles of `together` heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
     a key was met that is not masked.
     """
@@ -172,18 +172,20 @@ def attend(
     EVEN: tl.constexpr = SIZE == DIMS and VALUE_SIZE == VALUE_DIMS
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     for step in range(TILES * PARTS_OF_TILE):
-        number = tl.program_id(0) * TILES + step // PARTS_OF_TILE
+        head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         wanted = 1
         if CAREFUL:
+            number = tl.program_id(0) * TILES + step // PARTS_OF_TILE
             wanted = tl.load(flags + number, mask=number < programs, other=0)
-        if wanted != 0:
-            split = number // (all_heads * tiles)
-            rest = number % (all_heads * tiles)
+            head, tile, split = number % all_heads, number // all_heads % tiles, number // all_heads // tiles
+        elif IN_TURNS:
+            rest = tile * all_heads + head
             band = rest // (together * tiles)
             width = tl.minimum(together, all_heads - band * together)
             rest = rest - band * together * tiles
             head = band * together + rest % width
             tile = tiles - 1 - rest // width
+        if wanted != 0:
             batch, kv_head = head // kv_heads, head % kv_heads
             far_batch = batch.to(tl.int64)
             k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
@@ -262,6 +264,7 @@ def attend(
                 )  # fmt: skip
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
+                    number = (split * tiles + tile) * all_heads + head
                     tl.store(flags + number, tl.maximum(several, _strange(found)))
             rows_of_head = queries * GROUP
             if PARALLEL:
@@ -284,37 +287,41 @@ def attend(
 def merge_splits(
     parts, states, out, lse, queries, heads, kv_heads, splits,
     VALUE_SIZE: tl.constexpr, VALUE_DIMS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-    BINARY: tl.constexpr, FLAGGED: tl.constexpr, EARLY: tl.constexpr,
+    BINARY: tl.constexpr, FLAGGED: tl.constexpr, EARLY: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """The states of all splits, in order."""
-    head = tl.program_id(1)
+    head = tl.program_id(0)
     batch = (head // kv_heads).to(tl.int64)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = queries * GROUP
     row_there = row < rows
     query = row // GROUP
     own_head = (head % kv_heads) * GROUP + row % GROUP
     value_dim = tl.arange(0, VALUE_DIMS)
     value_dims = value_dim < VALUE_SIZE
-    size = tl.num_programs(1).to(tl.int64) * splits * rows
+    size = tl.num_programs(0).to(tl.int64) * splits * rows
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     merged = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
     seen = tl.zeros((BLOCK_M,), tl.int32)
     if EARLY:
         cuda.gdc_wait()
-    for split in tl.range(0, splits, loop_unroll_factor=4):
-        place = (head.to(tl.int64) * splits + split) * rows + row
-        other_maximum = tl.load(states + place, mask=row_there, other=-float("inf"))
-        other_total = tl.load(states + size + place, mask=row_there, other=0.0)
-        other_seen = seen
-        if FLAGGED:
-            other_seen = tl.load(states + 2 * size + place, mask=row_there, other=0.0).to(tl.int32)
-        part_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
-        part = tl.load(part_at, mask=row_there[:, None] & value_dims[None, :], other=0.0)
-        maximum, total, merged, seen = merge(
-            maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
-        )
+    for first in range(0, splits, AT_ONCE):
+        # Unrolled: their loads are on the way at once. A split that is not there changes nothing.
+        for step in tl.static_range(AT_ONCE):
+            split = first + step
+            there = row_there & (split < splits)
+            place = (head.to(tl.int64) * splits + split) * rows + row
+            other_maximum = tl.load(states + place, mask=there, other=-float("inf"))
+            other_total = tl.load(states + size + place, mask=there, other=0.0)
+            other_seen = seen
+            if FLAGGED:
+                other_seen = tl.load(states + 2 * size + place, mask=there, other=0.0).to(tl.int32)
+            part_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
+            part = tl.load(part_at, mask=there[:, None] & value_dims[None, :], other=0.0)
+            maximum, total, merged, seen = merge(
+                maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
+            )
     place = (batch * queries + query) * heads + own_head
     out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
     lse_at = lse + (batch * heads + own_head) * queries + query

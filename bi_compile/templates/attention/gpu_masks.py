@@ -9,7 +9,7 @@ import triton.language as tl
 from bi_compile.templates.attention.gpu_arithmetic import ADDITIVE, BLOCK, BOOLEAN
 from bi_compile.templates.gpu.device import COMPILATION
 
-_CHUNK = 1024
+_CHUNK = 4096
 
 
 @triton.jit(do_not_specialize=["heads", "queries", "keys", "words"])
@@ -83,7 +83,7 @@ class ReadMask(NamedTuple):
         values = torch.empty(batch, heads, queries, width, dtype=dtype, device=mask.device)
         _read[(batch * heads * queries,)](
             once, bounds[0], bounds[1], values, heads, queries, keys, words, *once.stride(), lowest,
-            KIND=kind, CHUNK=_CHUNK, **COMPILATION,
+            KIND=kind, CHUNK=_CHUNK, num_warps=8, **COMPILATION,
         )  # fmt: skip
         begins, ends = bounds.expand(2, *shape)
         return cls(kind, begins, ends, values.expand(*shape, width), lowest)
