@@ -82,6 +82,23 @@ def test_every_tile_and_both_ways_through_splits(dtype, masked, monkeypatch):
 
 
 @EACH_DTYPE
+def test_numbers_that_are_added_in_every_tile(dtype, monkeypatch):
+    """Zeros to begin with, then numbers; the bits of a row alone, which has its mask read otherwise."""
+    q, k, v = inputs(1, 4, 2, 90, 1300, 64, 64, dtype)
+    mask = torch.randn(1, 1, 90, 1300, device="cuda").to(dtype).tril(900)
+    mask[..., :500], mask[0, 0, 7:50, 700:] = 0.0, -INF
+    whole = run(q, k, v, mask)
+    for i in (0, 7, 49, 89):
+        row = run(q[:, :, i : i + 1], k, v, mask[:, :, i : i + 1])
+        assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}")
+    tiles = [(16, 4)] if dtype == torch.float32 else [(16, 2), (32, 8), (64, 4), (128, 8)]
+    for (rows, warps), processors in itertools.product(tiles, (1, 10_000)):
+        monkeypatch.setattr(gpu.Tile, "choose", lambda *a, r=rows, w=warps: gpu.Tile(r, w, 2))
+        monkeypatch.setattr(gpu, "_multiprocessors", lambda x, p=processors: p)
+        assert_same_bits(run(q, k, v, mask), whole, f"{rows} {warps} {processors}")
+
+
+@EACH_DTYPE
 def test_full_forward_chunks_and_decoding_agree(dtype):
     q, k, v = inputs(2, 4, 2, 1300, 1300, 64, 64, dtype)
     whole = run(q, k, v, is_causal=True)
@@ -133,11 +150,17 @@ def test_padding_on_the_left_is_not_there(dtype, queries):
 
 
 @EACH_DTYPE
-def test_a_sliding_window_whose_cache_drops_what_left_it(dtype):
+def test_a_sliding_window_whose_cache_drops_what_left_it(dtype, monkeypatch):
     q, k, v = inputs(1, 4, 2, 700, 700, 64, 64, dtype)
     key, query = torch.arange(700, device="cuda"), torch.arange(700, device="cuda")[:, None]
     window = ((key <= query) & (key > query - 300))[None, None]
     whole = run(q, k, v, window)
+    for tile in [(16, 2, 1), (16, 4, 2)] + ([] if dtype == torch.float32 else [(32, 4, 2), (64, 4, 3)]):
+        monkeypatch.setattr(gpu.Tile, "spread", lambda *a, tile=tile: gpu.Tile(*tile))
+        assert_same_bits(run(q, k, v, window), whole, f"{tile}")
+        added = torch.where(window, 0.0, -INF).to(dtype)
+        assert_same_bits(run(q, k, v, added), whole, f"{tile}, added")
+    monkeypatch.undo()
     for i in (0, 299, 300, 301, 450, 699):
         kept = slice(max(0, i - 299), i + 1)
         row = run(q[:, :, i : i + 1], k[:, :, kept], v[:, :, kept])

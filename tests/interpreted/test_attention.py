@@ -131,10 +131,53 @@ def test_each_row_counts_from_its_own_first_key(dtype):
         assert_same_bits(row.contiguous(), whole[:, :, own].contiguous(), f"query {i}")
 
 
+@pytest.mark.parametrize(("name", "ways"), [("boolean", 1), ("added", 1000)])
+def test_rows_that_are_far_apart_share_a_tile(name, ways, monkeypatch):
+    """A sliding window over many queries: those of one tile enter and leave it blocks apart, splits too."""
+    monkeypatch.setattr(gpu, "_multiprocessors", lambda x: ways)
+    q, k, v = inputs(1, 1, 1, 130, 460, 4, 4)
+    key = torch.arange(460)
+    window = torch.zeros(130, 460, dtype=torch.bool)
+    window[16:64, 3] = window[80:128, 3] = True
+    for row, first in ((0, 0), (1, 1), (64, 64), (65, 70), (128, 128), (129, 129)):
+        window[row] = (key >= first) & (key < first + 330) & ((key % 11 != 5) | (key == first))
+    window = window[None, None]
+    mask = window if name == "boolean" else torch.where(window, torch.randn(window.shape), -INF)
+    whole = check(q, k, v, mask)
+    apart = []
+    stock = gpu.Tile.spread
+    monkeypatch.setattr(gpu.Tile, "spread", lambda *a: apart.append(a) or stock(*a))
+    v[:, :, 400] = NAN
+    found, _ = gpu.attention(q, k, v, mask, False, 0.3)
+    assert_same_bits(found[:, :, :128].contiguous(), whole[:, :, :128].contiguous(), "rows without that key")
+    assert found[:, :, 128:].isnan().all()
+    gpu.attention(q[:, :, :3], k, v, mask[:, :, :1].expand(-1, -1, 3, -1), False, 0.3)
+    assert len(apart) == 1, "rows that begin at one key"
+
+
 def test_a_mask_and_causality():
     q, k, v = inputs(1, 1, 1, 9, 70, 8, 8)
     for mask in masks(1, 9, 70).values():
         check(q, k, v, mask, is_causal=True)
+    mask = torch.zeros(1, 1, 9, 70)
+    mask[..., :4] = torch.finfo(FP32).min
+    # Rows 1 to 3 see several keys, each masked by the lowest number.
+    check(q, k, v, mask, is_causal=True)
+
+
+def test_blocks_that_a_mask_leaves_as_they_are():
+    """All keys seen and nothing added: no mask is read, and the bits are those of one that is."""
+    q, k, v = inputs(1, 2, 1, 3, 330, 8, 8, BF16)
+    ends = torch.tensor([330, 200, 131])[:, None]
+    mask = (torch.arange(330) < ends)[None, None]
+    whole = check(q, k, v, mask)
+    zeros = torch.where(mask, 0.0, -INF)
+    assert_same_bits(check(q, k, v, zeros).contiguous(), whole.contiguous())
+    zeros[..., 130:] += torch.randn(200)
+    check(q, k, v, zeros)
+    for i, end in enumerate(ends.flatten().tolist()):
+        row = gpu.attention(q[:, :, i : i + 1], k[:, :, :end], v[:, :, :end], None, False, 0.3)[0]
+        assert_same_bits(row.contiguous(), whole[:, :, i : i + 1].contiguous(), f"query {i}")
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 2.0**-30, 2.0**40])

@@ -6,7 +6,8 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT, ATTENTION_KV_BLOCK
+from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT
+from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.attention.contract import refuse_dtype
 from bi_compile.templates.attention.gpu_kernels import attend, merge_splits
 from bi_compile.templates.attention.gpu_masks import ReadMask
@@ -29,10 +30,10 @@ class Tile:
     stages: int
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, added: bool, maps: bool, many: bool) -> "Tile":
+    def choose(cls, rows: int, dims: int, dtype: torch.dtype, masked: bool, maps: bool, many: bool) -> "Tile":
         """For `rows` that share their keys, head sizes padded to `dims`.
 
-        added: a mask is added. maps: keys and values are read through tensor maps. many: there are more heads
+        masked: a mask is read. maps: keys and values are, through tensor maps. many: there are more heads
         than run at a time.
         """
         if dtype == torch.float32:
@@ -41,9 +42,20 @@ class Tile:
             return cls(16, 2, 2 if many else 3)
         if dims > 128:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
-        if added or not maps:
+        if not maps:
             return cls(32, 8, 2)
-        return cls(64, 4, 3)
+        return cls(64, 4, 2) if masked else cls(64, 4, 3)
+
+    @classmethod
+    def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool) -> "Tile":
+        """For rows of queries that are far apart: few, since the keys between are of no use to most."""
+        if dtype == torch.float32:
+            return cls(16, 8, 1)
+        if group > 2 and maps and dims <= 128:
+            return cls(64, 4, 2)
+        if dims > 128:
+            return cls(16, 4, 2)
+        return cls(16, 1 if dims <= 64 else 2, 2) if group == 1 else cls(32, 2, 2)
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ def splits_of(keys: int) -> int:
     return ATTENTION_GPU_FIRST_SPLITS // 2 + triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
 
 
+def _merged_at_once(splits: int) -> int:
+    """How many splits are on the way together when they are merged: few kinds, since each is compiled."""
+    return power_of_two(splits) if splits <= 8 else min(32, 8 * triton.cdiv(splits, 8))
+
+
 def _multiprocessors(x: torch.Tensor) -> int:
     return processor(x.device.index or 0).multiprocessors if x.device.type == "cuda" else 1
 
@@ -104,7 +121,7 @@ def _mappable(x: torch.Tensor) -> bool:
 def _tensor_map(x: torch.Tensor, dims: int) -> TensorDescriptor:
     """Blocks of keys of x [B, H, keys, size], the size padded with zeros."""
     strides = [stride if size > 1 else dims for stride, size in zip(x.stride(), x.shape, strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, ATTENTION_KV_BLOCK, dims])
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, BLOCK, dims])
 
 
 @implements("attention")
@@ -130,9 +147,8 @@ def attention(
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
     binary = q.dtype != torch.float32
     maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
-    added = mask is not None and mask.is_floating_point()
     many = batch * kv_heads >= 2 * _multiprocessors(q)
-    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, added, maps, many)
+    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, mask is not None, maps, many)
     tiles, splits = triton.cdiv(rows, tile.rows), splits_of(keys)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -143,9 +159,10 @@ def attention(
         parts = torch.empty(*shape, value_size, dtype=torch.float32, device=q.device)
         states = torch.empty(3, *shape, dtype=torch.float32, device=q.device)
     exponent = Exponent.of(scale, softcap != 0, binary)
-    read = None if mask is None else ReadMask.of(mask.expand(batch, heads, queries, keys))
+    # A mask that is read has taken the causal one in.
+    read = None if mask is None else ReadMask.of(mask.expand(batch, heads, queries, keys), is_causal)
     kind, lowest = (0, 0.0) if read is None else (read.kind, read.lowest)
-    begins, ends, values = (lse, lse, q) if read is None else (read.begins, read.ends, read.values)
+    begins, wholes, ends, values = (lse, lse, lse, q) if read is None else read.tensors
     # Without masked keys no weight of 0 may be taken for one.
     flagged = kind > 0 or (is_causal and queries > 1)
     if parallel:
@@ -156,31 +173,36 @@ def attention(
     # As many heads as leave their keys and values in the cache.
     together = max(1, min(8, 2**24 // (keys * (size + value_size) * q.element_size())))
 
-    def launch(careful: bool, rows: int, warps: int, stages: int) -> None:
-        # With a mask rows may have several first keys: then there is something to do.
-        each = _CAREFUL_TILES if careful and kind == 0 else 1
-        grid = (batch * kv_heads, tiles, splits if parallel else 1)
-        attend[(triton.cdiv(programs, each),) if careful else grid](
-            q, k, v, k_map, v_map, values, begins, ends, out, lse, parts, states, flags,
+    def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
+        attend[grid](
+            q, k, v, k_map, v_map, values, begins, wholes, ends, out, lse, parts, states, flags,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
             *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
-            SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=rows,
-            BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal,
-            PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps, FLAGGED=flagged, CAREFUL=careful,
-            TILES=each, PARTS_OF_TILE=tile.rows // rows, IN_TURNS=tiles > 1, EARLY=early,
-            num_warps=warps, num_stages=stages, **COMPILATION,
+            SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group,
+            BLOCK_M=tile_here.rows, BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind,
+            CAUSAL=is_causal and kind == 0, PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps,
+            FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
+            ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early,
+            num_warps=tile_here.warps, num_stages=tile_here.stages, **COMPILATION,
         )  # fmt: skip
 
-    launch(False, tile.rows, tile.warps, tile.stages)
+    ways = splits if parallel else 1
+    launch((batch * kv_heads * tiles, ways), tile)
+    if read is not None and read.own_begins:
+        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps)
+        span = BLOCK * max(1, spread.rows // group)
+        of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
+        launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        launch(True, _CAREFUL_ROWS, 4 if max(dims, value_dims) <= 128 else 8, 1)
+        careful = Tile(_CAREFUL_ROWS, 4 if max(dims, value_dims) <= 128 else 8, 1)
+        launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
         merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, AT_ONCE=min(16, power_of_two(splits)),
+            FLAGGED=flagged, EARLY=early, AT_ONCE=_merged_at_once(splits),
             num_warps=1 if block == 1 else 4,
             **({"launch_pdl": True} if early else {}), **COMPILATION,
         )  # fmt: skip

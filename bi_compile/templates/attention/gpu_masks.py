@@ -14,13 +14,15 @@ _CHUNK = 4096
 
 @triton.jit(do_not_specialize=["heads", "queries", "keys", "words"])
 def _read(
-    mask, begins, ends, values, heads, queries, keys, words,
+    mask, begins, wholes, ends, values, heads, queries, keys, words,
     mask_batch, mask_head, mask_row, mask_key, lowest,
-    KIND: tl.constexpr, CHUNK: tl.constexpr,
+    KIND: tl.constexpr, CAUSAL: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     batch, head, query = row // (heads * queries), row // queries % heads, row % queries
     mask += batch * mask_batch + head * mask_head + query * mask_row
+    if CAUSAL:
+        keys = tl.minimum(keys, query.to(tl.int32) + 1)
     key = tl.arange(0, CHUNK)
     begin, end = keys, 0
     for first in range(0, keys, CHUNK):
@@ -35,8 +37,7 @@ def _read(
         # Keys masked by the lowest number count where a row has no others.
         begin = 0 if KIND == ADDITIVE else -1
         end = keys if KIND == ADDITIVE else 0
-    tl.store(begins + row, begin)
-    tl.store(ends + row, end)
+    whole = end
     word, bit = tl.arange(0, CHUNK // BLOCK), tl.arange(0, BLOCK)
     for first in range(tl.maximum(begin, 0), end, CHUNK):
         own = first + word[:, None] * BLOCK + bit[None, :]
@@ -46,10 +47,15 @@ def _read(
             found = tl.load(at, mask=own < end, other=0) != 0
             packed = tl.sum(found.to(tl.int64) << bit[None, :].to(tl.int64), 1)
             tl.store(values + row * words + number, packed, mask=number < words)
+            whole = tl.minimum(whole, tl.min(tl.min(tl.where(found, end, own), 1), 0))
         else:
             found = tl.load(at, mask=own < end, other=-float("inf"))
             place = values + (row * words + number)[:, None] * BLOCK + bit[None, :]
             tl.store(place, found, mask=number[:, None] < words)
+            whole = tl.minimum(whole, tl.min(tl.min(tl.where(found == 0, end, own), 1), 0))
+    tl.store(begins + row, begin)
+    tl.store(wholes + row, whole)
+    tl.store(ends + row, end)
 
 
 class ReadMask(NamedTuple):
@@ -59,6 +65,8 @@ class ReadMask(NamedTuple):
     """BOOLEAN or ADDITIVE."""
     begins: torch.Tensor
     """int32 [B, H, Lq]: a row's first visible key, or -1; 0 in an additive mask that shows no key."""
+    wholes: torch.Tensor
+    """int32 [B, H, Lq]: the first key from there on that is masked or changed, or the end."""
     ends: torch.Tensor
     """int32 [B, H, Lq]: the end of its last visible key, or 0; Lk in such a mask."""
     values: torch.Tensor
@@ -70,20 +78,32 @@ class ReadMask(NamedTuple):
     """What an additive mask's number masks a key with, or below."""
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> "ReadMask":
+    def of(cls, mask: torch.Tensor, is_causal: bool) -> "ReadMask":
+        """is_causal: query i sees no key after i, whatever the mask says."""
         added = mask.is_floating_point()
         lowest = torch.finfo(mask.dtype).min if added else 0.0
         keys, shape = mask.shape[3], mask.shape[:3]
-        once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()[:3])]
+        shared = [stride == 0 for stride in mask.stride()[:3]]
+        shared[2] &= not is_causal
+        once = mask[tuple(slice(0, 1) if one else slice(None) for one in shared)]
         batch, heads, queries = once.shape[:3]
         words = triton.cdiv(keys, BLOCK.value)
-        bounds = torch.empty(2, batch, heads, queries, dtype=torch.int32, device=mask.device)
+        bounds = torch.empty(3, batch, heads, queries, dtype=torch.int32, device=mask.device)
         width, dtype = (words * BLOCK.value, mask.dtype) if added else (words, torch.int64)
         kind = (ADDITIVE if added else BOOLEAN).value
         values = torch.empty(batch, heads, queries, width, dtype=dtype, device=mask.device)
         _read[(batch * heads * queries,)](
-            once, bounds[0], bounds[1], values, heads, queries, keys, words, *once.stride(), lowest,
-            KIND=kind, CHUNK=_CHUNK, num_warps=8, **COMPILATION,
+            once, *bounds, values, heads, queries, keys, words, *once.stride(), lowest,
+            KIND=kind, CAUSAL=is_causal, CHUNK=_CHUNK, num_warps=8, **COMPILATION,
         )  # fmt: skip
-        begins, ends = bounds.expand(2, *shape)
-        return cls(kind, begins, ends, values.expand(*shape, width), lowest)
+        return cls(kind, *bounds.expand(3, *shape), values.expand(*shape, width), lowest)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.begins, self.wholes, self.ends, self.values
+
+    @property
+    def own_begins(self) -> bool:
+        """Whether query heads that share their keys may begin at different ones, or queries."""
+        queries, heads = self.begins.shape[2], self.begins.shape[1]
+        return (queries > 1 and self.begins.stride(2) != 0) or (heads > 1 and self.begins.stride(1) != 0)

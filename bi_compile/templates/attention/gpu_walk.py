@@ -1,0 +1,197 @@
+"""The walk of a tile of rows over its keys in Triton: blocks, splits, masks."""
+
+import triton
+import triton.language as tl
+
+from bi_compile.templates.attention.gpu_arithmetic import (
+    ADDITIVE,
+    BLOCK,
+    BOOLEAN,
+    finite,
+    merge,
+    power,
+    row_sum,
+    starts_split,
+    tanh,
+    unwanted,
+)
+from bi_compile.templates.gpu import functions
+
+
+@triton.jit
+def _masked(scores, mask, rows, at, lows, ends, unit, least, lowest, MASK: tl.constexpr, APART: tl.constexpr):
+    """Scores of the keys `at` with the mask, -inf where a key is not there, and which keys are attended."""
+    if MASK == ADDITIVE:
+        # -inf where a key is not there: so it was read.
+        add = mask.to(tl.float32)
+        factor = tl.zeros_like(add) + unit
+        added = tl.where(add <= lowest, add * factor, tl.fma(add, factor, scores))
+        # The lowest numbers would overflow.
+        return tl.where((added < least) & (add > -float("inf")), least, added), add > lowest
+    attended = rows[:, None] & (at[None, :] < ends[:, None])
+    if APART:
+        attended = attended & (at[None, :] >= lows[:, None])
+    if MASK == BOOLEAN:
+        key = tl.arange(0, BLOCK)
+        attended = attended & (((mask[:, None] >> key[None, :].to(tl.int64)) & 1) != 0)
+    return tl.where(attended, scores, -float("inf")), attended
+
+
+_NEVER = tl.constexpr(0)
+_WHERE_NEEDED = tl.constexpr(1)
+_ALWAYS = tl.constexpr(2)
+
+
+@triton.jit
+def _blocks(
+    state, begin, end, whole_begin, whole_end,
+    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
+    keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+    BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
+    EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
+    APART: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """`walk` from a state to the next. MASKED: which blocks the mask is applied to."""
+    BLOCK_M: tl.constexpr = q.shape[0]
+    DIMS: tl.constexpr = q.shape[1]
+    VALUE_DIMS: tl.constexpr = value_dims.shape[0]
+    key = tl.arange(0, BLOCK)
+    maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
+    for first in range(begin, end, BLOCK):
+        at = tl.cast(first, tl.int64)
+        there = first + key < keys
+        offsets = tl.multiple_of(first - firsts, BLOCK)
+        masked = (first < whole_begin) | (first + BLOCK > whole_end)
+        # Before the products: the layout of a mask would otherwise become that of the scores.
+        mask = seen
+        if MASK != 0 and MASKED != _NEVER:
+            meets = rows & (first < ends)
+            if MASKED == _WHERE_NEEDED:
+                meets = meets & masked
+            if APART:
+                meets = meets & (first >= lows)
+            if MASK == BOOLEAN:
+                mask = tl.load(mask_rows + offsets // BLOCK, mask=meets, other=0)
+            elif APART:
+                mask_at = mask_rows[:, None] + (offsets[:, None] + key[None, :])
+                mask = tl.load(mask_at, mask=meets[:, None], other=-float("inf"))
+            else:
+                mask_at = mask_rows[:, None] + (offsets + key)[None, :]
+                mask = tl.load(mask_at, mask=meets[:, None], other=-float("inf"))
+        if MAPS:
+            k = tl.reshape(k_map.load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
+        elif EVEN:
+            k = tl.load(k_head + at * k_stride + k_block, mask=there[None, :], other=0.0)
+        else:
+            k_there = key_dims[:, None] & there[None, :]
+            k = tl.load(k_head + at * k_stride + k_block, mask=k_there, other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee")
+        if NATURAL:
+            scores = scores * before
+        if CAPPED:
+            scores = tanh(functions.divide(scores, tl.zeros_like(scores) + softcap)) * softcap
+        if MASKED == _ALWAYS:
+            scores, attended = _masked(
+                scores, mask, rows, first + key, lows, ends, unit, least, lowest, MASK, APART
+            )
+        elif MASKED == _NEVER:
+            if MASK == ADDITIVE:
+                scores = tl.where(scores < least, least, scores)
+        elif masked:
+            scores, _ = _masked(scores, mask, rows, first + key, lows, ends, unit, least, lowest, MASK, APART)
+        past_maximum, past_total, fresh = maximum, total, False
+        if SPLITS:
+            fresh = starts_split(offsets) & (first > firsts)
+            maximum = tl.where(fresh, -float("inf"), maximum)
+            total = tl.where(fresh, 0.0, total)
+        now = tl.maximum(maximum, tl.max(scores, 1) * scale)
+        base = finite(now)
+        alpha = power(maximum - base, BINARY)
+        p = tl.fma(scores, tl.zeros_like(scores) + scale, tl.broadcast_to(-base[:, None], scores.shape))
+        p = power(p, BINARY)
+        maximum = now
+        total = tl.fma(total, alpha, row_sum(p))
+        if SPLITS:
+            some_fresh = fresh
+            if APART:
+                some_fresh = tl.max((rows & fresh).to(tl.int32), 0) != 0
+            if some_fresh:
+                merged = merge(
+                    all_maximum, all_total, all_out, all_seen, past_maximum, past_total, out, seen,
+                    BINARY, CAREFUL,
+                )  # fmt: skip
+                if APART:
+                    all_maximum = tl.where(fresh, merged[0], all_maximum)
+                    all_total = tl.where(fresh, merged[1], all_total)
+                    all_out = tl.where(fresh[:, None], merged[2], all_out)
+                    all_seen = tl.where(fresh, merged[3], all_seen)
+                    out = tl.where(fresh[:, None], 0.0, out)
+                    seen = tl.where(fresh, 0, seen)
+                else:
+                    all_maximum, all_total, all_out, all_seen = merged
+                    # Zeros that the compiler does not know: it would select them in every block.
+                    out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
+                    seen = tl.zeros((BLOCK_M,), tl.int32)
+        if MAPS:
+            v = tl.reshape(v_map.load([batch, kv_head, first, 0]), (BLOCK, VALUE_DIMS))
+        elif EVEN:
+            v = tl.load(v_head + at * v_stride + v_block, mask=there[:, None], other=0.0)
+        else:
+            v_there = there[:, None] & value_dims[None, :]
+            v = tl.load(v_head + at * v_stride + v_block, mask=v_there, other=0.0)
+        if CAREFUL:
+            out = tl.where(((alpha == 0) & (seen == 0))[:, None], 0.0, out * alpha[:, None])
+            met = tl.where(tl.abs(v.to(tl.float32)) < float("inf"), v, tl.zeros_like(v))
+            out = tl.dot(p.to(v.dtype), met, out, input_precision="ieee")
+            out = unwanted(p, attended | (p != 0), v, out)
+            seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
+        else:
+            out = tl.dot(p.to(v.dtype), v, out * alpha[:, None], input_precision="ieee")
+    return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
+
+
+@triton.jit
+def walk(
+    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
+    begin, end, whole_begin, whole_end, keys, k_stride, v_stride,
+    before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+    BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
+    EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """The state of rows [M] after the keys from begin to end.
+
+    firsts: the key from which blocks and splits are counted, [M] where APART, all a multiple of BLOCK away
+    from begin. lows, ends [M]: where each row's keys begin, where APART, and end. whole_begin, whole_end: the
+    keys between are there for all rows, with nothing added. SPLITS: there may be several. NATURAL: scores are
+    multiplied by `before` on their own, not in the exponent. MAPS: keys and values are read through tensor
+    maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is not masked, is kept
+    there alone.
+    """
+    BLOCK_M: tl.constexpr = q.shape[0]
+    maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    out = tl.zeros((BLOCK_M, value_dims.shape[0]), tl.float32)
+    seen = tl.zeros((BLOCK_M,), tl.int32)
+    state = (maximum, total, out, seen, maximum, total, out, seen)
+    MASKED: tl.constexpr = _ALWAYS if CAREFUL or MASK == ADDITIVE else _WHERE_NEEDED
+    if MASK == ADDITIVE and not (CAREFUL or APART):
+        # A loop of their own for blocks without a mask: reading one where needed alone cannot be pipelined.
+        masked = begin + tl.maximum(0, tl.minimum(whole_end, end) - begin) // BLOCK * BLOCK
+        state = _blocks(
+            state, begin, masked, whole_begin, whole_end,
+            q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
+            ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
+            value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, _NEVER,
+        )  # fmt: skip
+        begin = masked
+    maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = _blocks(
+        state, begin, end, whole_begin, whole_end,
+        q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
+        ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
+        value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, MASKED,
+    )  # fmt: skip
+    if SPLITS:
+        return merge(all_maximum, all_total, all_out, all_seen, maximum, total, out, seen, BINARY, CAREFUL)
+    else:
+        return maximum, total, out, seen
