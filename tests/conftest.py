@@ -9,7 +9,14 @@ from hypothesis import HealthCheck, settings
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("fast", max_examples=25, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
-settings.load_profile(os.environ.get("BI_COMPILE_TEST_PROFILE", "fast"))
+PROFILE = os.environ.get("BI_COMPILE_TEST_PROFILE", "fast")
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items if PROFILE != "thorough" else ():
+        if item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.skip(reason="long; BI_COMPILE_TEST_PROFILE=thorough runs it"))
 
 
 @pytest.fixture(autouse=True)

@@ -280,7 +280,8 @@ def test_golden_bits():
     assert digest(*results) == _GOLDEN
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+# Contractions, attention and convolutions build their portable kernels every time.
+@pytest.mark.parametrize("isa", ["avx512", "avx2", pytest.param("portable", marks=pytest.mark.thorough)])
 def test_bits_do_not_depend_on_the_instruction_set(isa):
     from bi_compile.inductor import best_isa
 
