@@ -30,11 +30,10 @@ class Tile:
     stages: int
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, masked: bool, maps: bool, many: bool) -> "Tile":
+    def choose(cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool) -> "Tile":
         """For `rows` that share their keys, head sizes padded to `dims`.
 
-        masked: a mask is read. maps: keys and values are, through tensor maps. many: there are more heads
-        than run at a time.
+        maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
         """
         if dtype == torch.float32:
             return cls(16, 8, 1)
@@ -44,7 +43,7 @@ class Tile:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
         if not maps:
             return cls(32, 8, 2)
-        return cls(64, 4, 2) if masked else cls(64, 4, 3)
+        return cls(64, 4, 3)
 
     @classmethod
     def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool) -> "Tile":
@@ -148,7 +147,7 @@ def attention(
     binary = q.dtype != torch.float32
     maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
     many = batch * kv_heads >= 2 * _multiprocessors(q)
-    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, mask is not None, maps, many)
+    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many)
     tiles, splits = triton.cdiv(rows, tile.rows), splits_of(keys)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -183,7 +182,7 @@ def attention(
             BLOCK_M=tile_here.rows, BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind,
             CAUSAL=is_causal and kind == 0, PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps,
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
-            ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early,
+            ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, STAGES=tile_here.stages,
             num_warps=tile_here.warps, num_stages=tile_here.stages, **COMPILATION,
         )  # fmt: skip
 

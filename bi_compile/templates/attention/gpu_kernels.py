@@ -76,7 +76,7 @@ def attend(
     CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
     ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr, APART: tl.constexpr,
     CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr, IN_TURNS: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -172,7 +172,7 @@ def attend(
                         mask_rows, rows, own_first, low, high, begin, end, whole_begin, whole_end,
                         keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
                         key_dims, value_dims,
-                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True,
+                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
                     )  # fmt: skip
                     if not CAREFUL:
                         strange = _strange(tl.where(rows[:, None], found, 0.0))
@@ -201,7 +201,7 @@ def attend(
                     mask_rows, left, first_key, own_first, own_end, begin, end, begin, whole,
                     keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
                     key_dims, value_dims,
-                    BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False,
+                    BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
                 )  # fmt: skip
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.

@@ -24,7 +24,7 @@ def _read(
     if CAUSAL:
         keys = tl.minimum(keys, query.to(tl.int32) + 1)
     key = tl.arange(0, CHUNK)
-    begin, end = keys, 0
+    begin, end, count = keys, 0, 0
     for first in range(0, keys, CHUNK):
         at = mask + (first + key).to(tl.int64) * mask_key
         if KIND == ADDITIVE:
@@ -33,6 +33,7 @@ def _read(
             found = tl.load(at, mask=first + key < keys, other=0) != 0
         begin = tl.minimum(begin, tl.min(tl.where(found, first + key, keys), 0))
         end = tl.maximum(end, tl.max(tl.where(found, first + key + 1, 0), 0))
+        count += tl.sum(found.to(tl.int32), 0)
     if begin == keys:
         # Keys masked by the lowest number count where a row has no others.
         begin = 0 if KIND == ADDITIVE else -1
@@ -44,10 +45,13 @@ def _read(
         number = (first - begin) // BLOCK + word
         at = mask + own.to(tl.int64) * mask_key
         if KIND == BOOLEAN:
-            found = tl.load(at, mask=own < end, other=0) != 0
-            packed = tl.sum(found.to(tl.int64) << bit[None, :].to(tl.int64), 1)
+            packed = tl.full((CHUNK // BLOCK,), -1, tl.int64)
+            # Mostly there are no gaps, and nothing to pack.
+            if count < end - begin:
+                found = tl.load(at, mask=own < end, other=0) != 0
+                packed = tl.sum(found.to(tl.int64) << bit[None, :].to(tl.int64), 1)
+                whole = tl.minimum(whole, tl.min(tl.min(tl.where(found, end, own), 1), 0))
             tl.store(values + row * words + number, packed, mask=number < words)
-            whole = tl.minimum(whole, tl.min(tl.min(tl.where(found, end, own), 1), 0))
         else:
             found = tl.load(at, mask=own < end, other=-float("inf"))
             place = values + (row * words + number)[:, None] * BLOCK + bit[None, :]

@@ -49,15 +49,15 @@ def _blocks(
     keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
     EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
-    APART: tl.constexpr, MASKED: tl.constexpr,
+    APART: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`walk` from a state to the next. MASKED: which blocks the mask is applied to."""
+    """`walk` from a state to the next. MASKED: to which blocks the mask is applied."""
     BLOCK_M: tl.constexpr = q.shape[0]
     DIMS: tl.constexpr = q.shape[1]
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
-    for first in range(begin, end, BLOCK):
+    for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         at = tl.cast(first, tl.int64)
         there = first + key < keys
         offsets = tl.multiple_of(first - firsts, BLOCK)
@@ -157,7 +157,7 @@ def walk(
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
     EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
-    APART: tl.constexpr,
+    APART: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state of rows [M] after the keys from begin to end.
 
@@ -166,7 +166,7 @@ def walk(
     keys between are there for all rows, with nothing added. SPLITS: there may be several. NATURAL: scores are
     multiplied by `before` on their own, not in the exponent. MAPS: keys and values are read through tensor
     maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is not masked, is kept
-    there alone.
+    there alone. STAGES: how many blocks are on the way at a time.
     """
     BLOCK_M: tl.constexpr = q.shape[0]
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
@@ -174,22 +174,25 @@ def walk(
     out = tl.zeros((BLOCK_M, value_dims.shape[0]), tl.float32)
     seen = tl.zeros((BLOCK_M,), tl.int32)
     state = (maximum, total, out, seen, maximum, total, out, seen)
-    MASKED: tl.constexpr = _ALWAYS if CAREFUL or MASK == ADDITIVE else _WHERE_NEEDED
-    if MASK == ADDITIVE and not (CAREFUL or APART):
-        # A loop of their own for blocks without a mask: reading one where needed alone cannot be pipelined.
+    # With a mask, a loop for the blocks that it leaves as they are, and one for the rest.
+    LOOPS: tl.constexpr = MASK != 0 and not (CAREFUL or APART)
+    NEEDED: tl.constexpr = not CAREFUL and (MASK == 0 or (MASK == BOOLEAN and APART))
+    if LOOPS:
         masked = begin + tl.maximum(0, tl.minimum(whole_end, end) - begin) // BLOCK * BLOCK
         state = _blocks(
             state, begin, masked, whole_begin, whole_end,
             q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
             ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
-            value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, _NEVER,
+            value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, _NEVER, STAGES,
         )  # fmt: skip
         begin = masked
+    # What is read of the mask takes its place in shared memory.
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = _blocks(
         state, begin, end, whole_begin, whole_end,
         q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
         ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
-        value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, MASKED,
+        value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
+        _WHERE_NEEDED if NEEDED else _ALWAYS, 2 if LOOPS and STAGES > 2 else STAGES,
     )  # fmt: skip
     if SPLITS:
         return merge(all_maximum, all_total, all_out, all_seen, maximum, total, out, seen, BINARY, CAREFUL)
