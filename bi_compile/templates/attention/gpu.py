@@ -50,11 +50,9 @@ class Tile:
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
             return cls(16, 8, 1)
-        if group > 2 and maps and dims <= 128:
-            return cls(64, 4, 2)
         if dims > 128:
             return cls(16, 4, 2)
-        return cls(16, 1 if dims <= 64 else 2, 2) if group == 1 else cls(32, 2, 2)
+        return cls(64, 4, 2) if group > 2 and maps else cls(16, 1 if dims <= 64 else 2, 2)
 
 
 @dataclass(frozen=True)
