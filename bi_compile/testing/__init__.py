@@ -20,11 +20,16 @@ _PUBLIC = {
     "BatchVarianceError": "bi_compile.testing.messages",
     "VacuousCheckError": "bi_compile.testing.messages",
     "InaccurateResultError": "bi_compile.testing.messages",
+    "ConformanceError": "bi_compile.testing.conforming",
     "Pad": "bi_compile.testing.padding",
+    "check_decoder": "bi_compile.testing.decoders",
+    "check_model": "bi_compile.testing.checking",
+    "conformance": "bi_compile.testing.conforming",
 }
 
 __all__ = [
     "BatchVarianceError",
+    "ConformanceError",
     "FirstDifference",
     "InaccurateResultError",
     "InvarianceReport",
@@ -32,10 +37,16 @@ __all__ = [
     "VacuousCheckError",
     "assert_batch_invariant",
     "bisect",
+    "check_decoder",
+    "check_model",
+    "conformance",
 ]
 
 if TYPE_CHECKING:
     from bi_compile.testing.bisection import FirstDifference, bisect
+    from bi_compile.testing.checking import check_model
+    from bi_compile.testing.conforming import ConformanceError, conformance
+    from bi_compile.testing.decoders import check_decoder
     from bi_compile.testing.invariance import InvarianceReport, assert_batch_invariant
     from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
     from bi_compile.testing.padding import Pad

@@ -1,18 +1,25 @@
 """Random models one after the other, as long as one likes: counts, failures, and programs that show them.
 
-    python -m bi_compile.testing.campaign --models 20000 --seed 0 --folder out/campaign
+    python -m bi_compile.testing.campaign --models 20000 --jobs 2 --folder out/campaign
 
-The same command goes on where it was stopped. A model is a function of the seed and its number.
+The same command goes on where it was stopped. A model is a function of the seed and its number (on one
+machine: a step that stock PyTorch cannot run, or after which all samples agree, is left out). Models are
+compiled together, some ten in a graph; with --backend canonical nothing is compiled.
 """
 
 import argparse
+import itertools
 import json
 import logging
+import os
 import random
+import shutil
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,91 +29,176 @@ from bi_compile.testing.checking import check_model
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.shrinking import smallest
+from bi_compile.testing.telling import telling
+from bi_compile.testing.together import Verdict, check_together
 
-_RESET_AFTER = 50
-"""Models after which compiled graphs are forgotten: they would fill the memory."""
+BLOCK = 40
+"""Models that are drawn, and compiled in groups, at a time: one block has one kind of check."""
+NOT_COMPILED = ("eager", "canonical")
+_BLOCKS_OF_A_PROCESS = 15
+"""Then it ends and another goes on: compiled code is never unloaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign; the exit status is 1 if any model failed."""
+    options = _parser().parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.time() + 60 * options.minutes
+    if options.jobs:
+        _in_processes(options, deadline)
+    else:
+        _work(options, 0, deadline)
+    results = _Results(options).finished
+    print(summary([results[number] for number in sorted(results) if number < options.models]))
+    return int(any(result["what"] == "failed" for result in results.values()))
+
+
+def _in_processes(options: argparse.Namespace, deadline: float) -> None:
+    context = get_context("spawn")
+    jobs: dict[int, Any] = dict.fromkeys(range(options.jobs))
+    while jobs:
+        for job, process in list(jobs.items()):
+            if process is not None and process.is_alive():
+                continue
+            if time.time() > deadline or not any(_blocks(options, job)):
+                del jobs[job]
+                continue
+            # A model that ends its process is known by its number; the process begins again.
+            jobs[job] = context.Process(target=_process, args=(options, job, deadline))
+            jobs[job].start()
+        time.sleep(0.2)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bi_compile.testing.campaign", description=__doc__)
     parser.add_argument("--models", type=int, default=100, help="number i is the same model in a longer run")
     parser.add_argument("--steps", type=int, default=10, help="ops drawn for a model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backend", default="batch_invariant", help='of torch.compile, or "eager"')
+    parser.add_argument(
+        "--backend", default="batch_invariant", help='of torch.compile, "eager" or "canonical"'
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path("out/campaign"), help="results and found failures"
     )
     parser.add_argument("--shrink", type=int, default=60, help="tries to make a failing model smaller")
-    options = parser.parse_args(arguments)
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    results = options.folder / f"{options.backend}-{options.seed}-{options.steps}.jsonl"
-    done = _finished(results)
-    with results.open("a") as file:
-        for number in range(options.models):
-            if number in done:
-                continue
-            _note(file, {"number": number})
-            done[number] = result = _one(options, number)
-            _note(file, result)
-            if result["what"] == "failed":
-                print(f"model {number} failed: {result['why']}\n  {result['script']}", flush=True)
-            if number % _RESET_AFTER == 0:
-                torch.compiler.reset()
-    print(summary([done[number] for number in sorted(done) if number < options.models]))
-    return int(any(result["what"] == "failed" for result in done.values()))
+    parser.add_argument("--jobs", type=int, default=1, help="processes; 0 for this one")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so many")
+    return parser
 
 
 def settings_of(number: int) -> dict[str, bool]:
-    """Every fourth model is checked with its gradient, every fifth with a graph of its own for one sample."""
-    return {"gradients": number % 4 == 3, "alone": number % 5 == 4}
+    """Every fourth block is checked with gradients, every fifth with a graph of its own for one sample."""
+    block = number // BLOCK
+    return {"gradients": block % 4 == 3, "alone": block % 5 == 4}
 
 
-def _one(options: argparse.Namespace, number: int) -> dict[str, Any]:
-    model = RandomModel.drawn(random.Random(f"{options.seed} {number}"), steps=options.steps)
-    start, how = time.process_time(), {"backend": options.backend, **settings_of(number)}
-    result: dict[str, Any] = {"number": number, "ops": [name for name, _ in model.steps]}
+def model_of(options: argparse.Namespace, number: int) -> RandomModel:
+    """The model of that number: the first drawn that has a step."""
+    rng = random.Random(f"{options.seed} {number}")
+    while True:
+        model = telling(RandomModel.drawn(rng, steps=options.steps))
+        if model.steps:
+            return model
+
+
+class _Results:
+    """The file of results: what was begun, and what became of it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.path = options.folder / f"{options.backend}-{options.seed}-{options.steps}.jsonl"
+        lines = (
+            [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        )
+        self.finished = {line["number"]: line for line in lines if "what" in line}
+        begun = Counter(line["alone"] for line in lines if "alone" in line)
+        self.suspects = {n for line in lines for n in line.get("begun", ()) if n not in self.finished}
+        for number in self.suspects:
+            if begun[number] > 1:  # Once may have been the user's interruption.
+                why = {"ops": [], "why": "the process ended", "script": "", "seconds": 0.0}
+                self.finished[number] = {"number": number, "what": "failed", **why}
+        self.suspects -= set(self.finished)
+
+    def note(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:  # one short write: processes do not mix their lines
+            file.write(json.dumps(line) + "\n")
+
+
+def _blocks(options: argparse.Namespace, job: int) -> Iterator[list[int]]:
+    """The numbers that are left to one job, block by block."""
+    done = _Results(options).finished
+    for block in range(job, (options.models + BLOCK - 1) // BLOCK, options.jobs or 1):
+        numbers = range(block * BLOCK, min((block + 1) * BLOCK, options.models))
+        if left := [number for number in numbers if number not in done]:
+            yield left
+
+
+def _process(options: argparse.Namespace, job: int, deadline: float) -> None:
+    """Some blocks of one job, compiled one at a time in a folder of its own that is deleted at the end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    torch.set_num_threads(1)
+    cache = options.folder.resolve() / f"inductor-{job}"
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     try:
-        outcome = check_model(model, **how)
-        result |= {"what": outcome.what, "why": outcome.why}
+        _work(options, job, deadline, _BLOCKS_OF_A_PROCESS)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _work(options: argparse.Namespace, job: int, deadline: float, blocks: int | None = None) -> None:
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    for numbers in itertools.islice(_blocks(options, job), blocks):
+        if time.time() > deadline:
+            return
+        results = _Results(options)
+        for number in sorted(results.suspects.intersection(numbers)):
+            results.note({"alone": number})
+            _check(options, results, [number])
+        if left := [number for number in numbers if number not in results.suspects]:
+            results.note({"begun": left})
+            _check(options, results, left)
+        torch.compiler.reset()
+
+
+def _check(options: argparse.Namespace, results: _Results, numbers: Sequence[int]) -> None:
+    """Check models of one block, and note what became of each."""
+    start, how = time.process_time(), {"backend": options.backend, **settings_of(numbers[0])}
+    models = [model_of(options, number) for number in numbers]
+    verdicts = (
+        [_verdict(model, how) for model in models]
+        if options.backend in NOT_COMPILED
+        else (check_together(models, **how))
+    )
+    for number, model, verdict in zip(numbers, models, verdicts, strict=True):
+        result: dict[str, Any] = {"number": number, "ops": [name for name, _ in model.steps]}
+        if isinstance(verdict, Exception):
+            result |= {"what": "failed", **_found(options, number, model, verdict, how)}
+            print(f"model {number} failed: {result['why']}\n  {result['script']}", flush=True)
+        else:
+            result |= {"what": verdict.what, "why": verdict.why}
+        results.note(result | {"seconds": round((time.process_time() - start) / len(numbers), 2)})
+
+
+def _verdict(model: RandomModel, how: dict[str, Any]) -> Verdict:
+    try:
+        return check_model(model, **how)
     except Exception as error:
-        kind = type(error)
-
-        def fails(model: RandomModel) -> bool:
-            try:
-                check_model(model, **how)
-            except kind:
-                return True
-            except Exception:
-                return False
-            return False
-
-        small = smallest(model, fails, tries=options.shrink)
-        script = options.folder / f"test_{options.backend}_{options.seed}_{number}.py"
-        try:
-            check_model(small, **how)
-        except Exception as again:
-            error = again
-        script.write_text("\n".join(getattr(error, "__notes__", [])))
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        result |= {"what": "failed", "why": f"{kind.__name__}: {first}", "script": str(script)}
-    return result | {"seconds": round(time.process_time() - start, 2)}
+        return error
 
 
-def _note(file: Any, line: dict[str, Any]) -> None:
-    file.write(json.dumps(line) + "\n")
-    file.flush()
+def _found(
+    options: argparse.Namespace, number: int, model: RandomModel, error: Exception, how: dict[str, Any]
+) -> dict[str, str]:
+    """The failure of a model made small, its program written to a file."""
 
+    def fails(model: RandomModel) -> bool:
+        return type(_verdict(model, how)) is type(error)
 
-def _finished(results: Path) -> dict[int, dict[str, Any]]:
-    """Number -> result. A number that was begun and not finished ended the process: that is a failure."""
-    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {line["number"]: line for line in lines if "what" in line}
-    for line in lines[:-1]:
-        crash = {**line, "ops": [], "what": "failed", "why": "the process ended", "script": "", "seconds": 0}
-        done.setdefault(line["number"], crash)
-    return done
+    again = _verdict(smallest(model, fails, tries=options.shrink), how)
+    error = again if isinstance(again, Exception) else error
+    script = options.folder / f"test_{options.backend}_{options.seed}_{number}.py"
+    script.write_text("\n".join(getattr(error, "__notes__", [])))
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return {"why": f"{type(error).__name__}: {first}", "script": str(script)}
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:

@@ -9,11 +9,14 @@ The only module of the kit that imports hypothesis. The values of a tensor follo
 not element by element, so that large ones are cheap: examples shrink to small shapes and plain layouts.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import torch
 
+from bi_compile.testing.decoders import FAMILIES, Decoder
 from bi_compile.testing.grammar import OPS
+from bi_compile.testing.layouts import LAYOUTS
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.values import EXPONENTS, KINDS
 
@@ -51,7 +54,7 @@ def tensors(
         lies in memory beside the view is NaN, so that reading it shows.
     nan, inf: whether some examples hold NaN, or infinities of both signs. Without them all values are finite.
     """
-    for what, given, known in (("values", values, KINDS), ("layouts", layouts, _LAYOUTS)):
+    for what, given, known in (("values", values, KINDS), ("layouts", layouts, LAYOUTS)):
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"{what} {unknown} unknown; there are {list(known)}")
     if foreign := [dtype for dtype in dtypes if dtype not in EXPONENTS]:
@@ -67,7 +70,7 @@ def tensors(
             some = torch.rand(x.shape, generator=generator) < 0.02
             some.view(-1)[torch.randint(x.numel(), (), generator=generator)] = True
             x = x.masked_fill(some, special)
-    return _LAYOUTS[draw(st.sampled_from(list(layouts)))](x.to(device))
+    return LAYOUTS[draw(st.sampled_from(list(layouts)))](x.to(device))
 
 
 def batches(
@@ -82,6 +85,104 @@ def batches(
         raise ValueError(f"no batch of {samples} samples has {min_size} to {limit} members")
     members = st.lists(st.integers(0, samples - 1), min_size=min_size, max_size=limit, unique=not repeats)
     return members.map(tuple)
+
+
+def cuts(length: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Sizes of the pieces into which a whole of `length` is cut: they add up to it. Shrink to one piece."""
+    places = st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set())
+    return places.map(lambda chosen: _pieces([0, *sorted(chosen), length]))
+
+
+@st.composite
+def partitions(draw: st.DrawFn, samples: int) -> tuple[tuple[int, ...], ...]:
+    """All samples, each in one of several batches, in any order: tuples of their numbers.
+
+    Shrink to one batch in the order of the pool.
+    """
+    order = draw(st.permutations(range(samples)))
+    begin, parts = 0, []
+    for size in draw(cuts(samples)):
+        parts.append(tuple(order[begin : begin + size]))
+        begin += size
+    return tuple(parts)
+
+
+@st.composite
+def neighbours(
+    draw: st.DrawFn,
+    sample: torch.Tensor,
+    *,
+    max_size: int = 17,
+    constants: Sequence[float] = (0.0, 3e4, torch.inf, -torch.inf, torch.nan),
+    values: Sequence[str] = ("normal", "cancelling", "wide", "subnormal"),
+) -> tuple[torch.Tensor, int]:
+    """A batch [n, *sample.shape] that holds the sample, and where: `batch[position]` has its bits.
+
+    Each other row is a copy of the sample, nothing but one of the constants, or values of a kind. Of an
+    integer sample, other rows hold its own elements in another order.
+    Shrink to the sample alone, in place 0.
+    """
+    size = draw(st.integers(1, max_size))
+    position = draw(st.integers(0, size - 1))
+    seeds = st.integers(0, 2**16)
+    kinds = st.one_of(st.just("copy"), st.sampled_from(list(constants)), st.sampled_from(list(values)))
+    rows = [
+        sample if row == position else _neighbour(sample, draw(kinds), draw(seeds)) for row in range(size)
+    ]
+    return torch.stack(rows), position
+
+
+def _neighbour(sample: torch.Tensor, kind: str | float, seed: int) -> torch.Tensor:
+    if kind == "copy":
+        return sample
+    generator = torch.Generator().manual_seed(seed)
+    if not sample.is_floating_point():
+        order = torch.randperm(sample.numel(), generator=generator).to(sample.device)
+        return sample.flatten()[order].view(sample.shape)
+    if isinstance(kind, str):
+        shape = sample.shape or (1,)
+        row = KINDS[kind](torch.empty(shape, dtype=torch.float64), sample.dtype, generator)
+        return row.to(sample).view(sample.shape)
+    return torch.full_like(sample, kind)
+
+
+def _pieces(places: Sequence[int]) -> tuple[int, ...]:
+    return tuple(end - begin for begin, end in itertools.pairwise(places))
+
+
+@st.composite
+def decoders(
+    draw: st.DrawFn,
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
+    max_length: int = 71,
+) -> Decoder:
+    """Random small decoders of transformers, with their prompts and how these are cut: see `check_decoder`.
+
+    They differ in family, heads, sizes, windows, caches, lengths and pieces. Failing ones shrink to one head
+    of two features and few tokens.
+    families: model types, keys of `bi_compile.testing.decoders.FAMILIES`. dtypes: of the weights.
+    max_length: of the longest prompt.
+    Raises ValueError for a family that is not there.
+    """
+    if unknown := [name for name in families if name not in FAMILIES]:
+        raise ValueError(f"families {unknown} unknown; there are {list(FAMILIES)}")
+    kv_heads = draw(st.integers(1, 3))
+    return Decoder(
+        family=draw(st.sampled_from(list(families))),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        head_size=2 * draw(st.integers(1, 16)),
+        layers=draw(st.integers(1, 2)),
+        inner=draw(extents(130)),
+        window=draw(st.sampled_from((None, 2, 3, 8, 33))),
+        lengths=tuple(draw(st.lists(st.integers(1, max_length), min_size=1, max_size=5))),
+        cuts=tuple(draw(st.lists(st.integers(1, 33), min_size=1, max_size=6))),
+        cache=draw(st.sampled_from(("dynamic", "static"))),
+        dtype=str(draw(st.sampled_from(list(dtypes)))).removeprefix("torch."),
+        seed=draw(st.integers(0, 9)),
+    )
 
 
 @st.composite
@@ -115,28 +216,3 @@ def models(
     return RandomModel.fitting(
         shape, steps, dtype=dtype, kind=draw(st.sampled_from(list(values))), seed=draw(st.integers(0, 9))
     )
-
-
-def _strided(x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
-
-
-def _cut_out(x: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(x, (2, 5), value=torch.nan)[..., 2:-5]
-
-
-def _offset(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([x.new_full((3,), torch.nan), x.flatten()])[3:].view(x.shape)
-
-
-def _transposed(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
-
-
-_LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "contiguous": torch.Tensor.contiguous,
-    "transposed": _transposed,
-    "offset": _offset,
-    "strided": _strided,
-    "cut out": _cut_out,
-}

@@ -11,7 +11,6 @@ from hypothesis import Phase, find, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bi_compile
-from bi_compile.testing import checking
 from bi_compile.testing.checking import Outcome, check_model
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError
@@ -20,6 +19,7 @@ from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.scripts import script_of
 from bi_compile.testing.shrinking import smallest
 from bi_compile.testing.strategies import models
+from bi_compile.testing.subjects import require_accurate
 from tests.bits import assert_same_bits
 
 SHAPES = ((4,), (8, 8), (1, 3), (4, 5, 6))
@@ -182,9 +182,9 @@ def test_outcomes_that_are_no_failure():
 def test_a_result_far_from_float64_is_noticed():
     exact, stock = VARIED.module(), VARIED.module()(VARIED.inputs(5))
     near = [row[None] for row in stock]
-    checking._require_accurate(exact, VARIED.inputs(5), near, stock)
+    require_accurate(exact, VARIED.inputs(5), near, stock)
     with pytest.raises(InaccurateResultError, match="farther from float64"):
-        checking._require_accurate(exact, VARIED.inputs(5), [row + 1e-3 for row in near], stock)
+        require_accurate(exact, VARIED.inputs(5), [row + 1e-3 for row in near], stock)
 
 
 def test_stock_eager_is_refuted_within_50_models():

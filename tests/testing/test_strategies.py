@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from bi_compile.testing import assert_batch_invariant
-from bi_compile.testing.strategies import batches, extents, tensors
+from bi_compile.testing.strategies import batches, cuts, extents, neighbours, partitions, tensors
 from tests.bits import same_bits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -197,3 +197,49 @@ def test_hypothesis_is_imported_when_used_alone():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@given(sizes=st.integers(1, 30).flatmap(cuts))
+def test_cuts_add_up(sizes):
+    assert all(size > 0 for size in sizes)
+    assert sum(sizes) <= 30
+
+
+@given(parts=partitions(7))
+def test_partitions_hold_every_sample_once(parts):
+    assert sorted(sample for part in parts for sample in part) == list(range(7))
+    assert all(parts)
+
+
+def test_cuts_and_partitions_shrink_to_one_piece_in_order():
+    assert find(cuts(9), lambda sizes: True, settings=SEARCH) == (9,)
+    assert find(partitions(4), lambda parts: True, settings=SEARCH) == ((0, 1, 2, 3),)
+    parts = find(partitions(4), lambda parts: len(parts) > 1, settings=SEARCH)
+    assert parts == ((0,), (1, 2, 3))
+
+
+@given(drawn=neighbours(torch.tensor([1.5, -2.0, 0.25]), max_size=5))
+def test_the_sample_stands_among_its_neighbours(drawn):
+    batch, position = drawn
+    assert 1 <= len(batch) <= 5
+    assert batch[position].tolist() == [1.5, -2.0, 0.25]
+
+
+def test_neighbours_of_all_kinds_are_drawn():
+    sample = torch.tensor([1.5, -2.0])
+    for kind in (torch.isnan, torch.isposinf, lambda row: row == 3e4, lambda row: row == sample):
+        batch, _ = find(neighbours(sample), lambda b, kind=kind: len(b[0]) > 1 and kind(b[0][1]).all())
+        assert len(batch) == 2
+    batch, position = find(neighbours(torch.arange(4)), lambda b: not (b[0] == b[0][0]).all())
+    assert sorted(batch[1 - position].tolist()) == [0, 1, 2, 3], "integers stay among those of the sample"
+
+
+def test_a_model_that_sees_its_neighbours_is_refuted():
+    """The control of `neighbours`: a shared scale."""
+    sample = torch.tensor([1.5, -2.0])
+    batch, _ = find(
+        neighbours(sample),
+        lambda b: not same_bits((b[0] / b[0].abs().amax())[b[1]], sample / sample.abs().amax()),
+        settings=SEARCH,
+    )
+    assert len(batch) == 2

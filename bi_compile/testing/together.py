@@ -1,0 +1,144 @@
+"""Random models that share a compiled graph: the fixed costs of compiling are paid once for all of them.
+
+Each has inputs and outputs of its own and is judged by itself, so the same is tested as one by one: no bit
+of a model may depend on what else is in its graph.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bi_compile.testing.checking import OURS, check_model, leaves_graphs
+from bi_compile.testing.random_models import RandomModel
+from bi_compile.testing.subjects import BATCHES, Outcome, Result, RowDiffers, Subject, one_nan
+
+SHARED = 10
+"""Models of one graph."""
+
+Verdict = Outcome | Exception
+"""What `check_model` returns, or raises."""
+
+_SEVERAL = """
+class Several(torch.nn.Module):
+    def __init__(self, members):
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+
+    def forward(self, *inputs):
+        return tuple(member(x) for member, x in zip(self.members, inputs, strict=True))
+"""
+
+
+def check_together(
+    models: Sequence[RandomModel],
+    *,
+    backend: str = "batch_invariant",
+    gradients: bool = False,
+    alone: bool = False,
+) -> list[Verdict]:
+    """What `check_model` returns or raises for each of the models, which share compiled graphs.
+
+    backend: one of torch.compile. gradients, alone: as in `check_model`.
+    A model that fails in a shared graph is checked by itself, so that its error has a program. Where it then
+    passes, the error has a note that names the models whose company it needs. Models with code outside
+    graphs, and those whose gradients no graph has, are checked by themselves in the first place.
+    """
+    verdicts: dict[int, Verdict] = {}
+    shared: dict[bool, list[tuple[int, _Ready]]] = {True: [], False: []}
+    for number, model in enumerate(models):
+        subject = Subject.of(model, gradients=gradients)
+        if isinstance(subject, Outcome):
+            verdicts[number] = subject
+            continue
+        single = subject.canonical_alone(gradients=gradients) if backend == "batch_invariant" else None
+        if leaves_graphs(model) or (gradients and backend == "batch_invariant" and single is None):
+            verdicts[number] = _by_itself(model, backend, gradients, alone)
+        else:
+            # Models without results alone need a second graph, for one sample: they share it, too.
+            shared[single is None].append((number, _Ready(subject, None if alone else single)))
+    for members in shared.values():
+        for start in range(0, len(members), SHARED):
+            numbers, ready = zip(*members[start : start + SHARED], strict=True)
+            found = _in_one_graph(ready, backend, gradients, alone)
+            verdicts |= dict(zip(numbers, found, strict=True))
+    return [verdicts[number] for number in range(len(models))]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """single: the results of each sample alone, or None where the graph has to say."""
+
+    subject: Subject
+    single: list[Result] | None
+
+
+def _in_one_graph(members: Sequence[_Ready], backend: str, gradients: bool, alone: bool) -> list[Verdict]:
+    if len(members) == 1:
+        return [_by_itself(members[0].subject.model, backend, gradients, alone)]
+    try:
+        batches, rows = _results([one.subject for one in members], members[0].single, backend, gradients)
+    except Exception:
+        # One of them is refused, or fails: half of them are looked at in a graph of their own.
+        half = len(members) // 2
+        parts = (members[:half], members[half:])
+        return [found for part in parts for found in _in_one_graph(part, backend, gradients, alone)]
+    verdicts: list[Verdict] = []
+    for at, one in enumerate(members):
+        single = one.single or [row[at] for row in rows]
+        try:
+            together = [batch[at] for batch in batches]
+            verdicts.append(one.subject.judge(single, together, ours=backend in OURS))
+        except Exception as error:
+            verdicts.append(_failed(error, at, members, backend, gradients, alone))
+    return verdicts
+
+
+def _results(
+    subjects: Sequence[Subject], single: Any, backend: str, gradients: bool
+) -> tuple[list[list[Result]], list[list[Result]]]:
+    """The results of BATCHES and, without `single`, of each sample alone: of every subject in every call."""
+    names: dict[str, Any] = {"torch": torch}
+    exec(_SEVERAL, names)  # code of its own: Dynamo counts the graphs it has made of one function
+    run = torch.compile(names["Several"]([subject.module for subject in subjects]), backend=backend)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = [_call(run, [s.batch(*batch) for s in subjects], gradients) for batch in BATCHES]
+        samples = zip(*(subject.rows for subject in subjects), strict=True)
+        rows = [] if single else [_call(run, sample, gradients) for sample in samples]
+    return batches, rows
+
+
+def _call(run: Any, inputs: Sequence[torch.Tensor], gradients: bool) -> list[Result]:
+    if not gradients:
+        with torch.no_grad():
+            return [(one_nan(y),) for y in run(*inputs)]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    outputs = run(*inputs)
+    known = [(x, y) for x, y in zip(inputs, outputs, strict=True) if y.requires_grad]
+    found = torch.autograd.grad(
+        [y for _, y in known], [x for x, _ in known], [y.detach() for _, y in known], allow_unused=True
+    )
+    gradient = {id(y): one_nan(g) for (_, y), g in zip(known, found, strict=True) if g is not None}
+    return [(one_nan(y.detach()), *([gradient[id(y)]] if id(y) in gradient else [])) for y in outputs]
+
+
+def _by_itself(model: RandomModel, backend: str, gradients: bool, alone: bool) -> Verdict:
+    try:
+        return check_model(model, backend=backend, gradients=gradients, alone=alone)
+    except Exception as error:
+        return error
+
+
+def _failed(
+    failure: Exception, at: int, members: Sequence[_Ready], backend: str, gradients: bool, alone: bool
+) -> Verdict:
+    verdict = _by_itself(members[at].subject.model, backend, gradients, alone)
+    if isinstance(verdict, Exception):
+        return verdict
+    error = failure.error if isinstance(failure, RowDiffers) else failure
+    company = ",\n".join(f"    {one.subject.model!r}" for one in members)
+    error.add_note(f"It passes by itself and fails, at {at}, in one graph with\n[\n{company},\n]")
+    return error

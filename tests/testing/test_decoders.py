@@ -1,0 +1,57 @@
+"""Random decoders: ours keep their logits however they are cut and padded, stock PyTorch's do not."""
+
+import os
+import random
+
+import pytest
+import torch
+from hypothesis import Phase, find, given, settings
+
+import bi_compile
+from bi_compile.testing.decoders import FAMILIES, Decoder, check_decoder
+from bi_compile.testing.messages import BatchVarianceError
+from bi_compile.testing.strategies import decoders
+from tests.bits import assert_same_bits
+
+COUNT = 6 if os.environ.get("BI_COMPILE_TEST_PROFILE", "fast") == "fast" else 200
+SEARCH = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate, Phase.shrink])
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_random_decoders_keep_their_logits(number):
+    check_decoder(Decoder.drawn(random.Random(f"fast {number}")), bi_compile.eager())
+
+
+def test_stock_pytorch_fails_the_same_check():
+    case = Decoder(heads=2, kv_heads=1, head_size=32, inner=118, lengths=(40, 17, 9), cuts=(17, 1, 5))
+    check_decoder(case, bi_compile.eager())
+    with pytest.raises(BatchVarianceError, match="the logits of prompt 0 change with how it is run") as found:
+        check_decoder(case)
+    assert "taken in pieces of [17, 1, 5, 17]" in str(found.value)
+    assert repr(case) in str(found.value)
+
+
+@settings(max_examples=10, deadline=None)
+@given(case=decoders())
+def test_the_strategy_draws_cases_that_add_up(case):
+    assert sum(case.sizes) == max(case.lengths)
+    assert case.heads % case.kv_heads == 0
+    assert eval(repr(case)) == case
+
+
+def test_decoders_shrink_to_one_head_and_few_tokens():
+    case = find(decoders(), lambda case: max(case.lengths) > 3, settings=SEARCH)
+    assert case == Decoder(inner=1, lengths=(4,), cuts=(1,))
+    with pytest.raises(ValueError, match=r"families \['fly'\] unknown"):
+        find(decoders(families=["fly"]), lambda case: True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_its_data(family):
+    case = Decoder(family, heads=2, kv_heads=2, head_size=8, window=3, lengths=(7, 2))
+    state = torch.random.get_rng_state()
+    logits = case.alone(case.model())
+    assert [tuple(x.shape) for x in logits] == [(7, 97), (2, 97)]
+    for one, other in zip(logits, case.alone(case.model()), strict=True):
+        assert_same_bits(one, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
