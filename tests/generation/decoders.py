@@ -19,7 +19,6 @@ LENGTHS = (100, 71, 9)
 OTHERS = {
     "gpt-oss": "its own attention appends the sinks to the scores, where their place moves with the keys",
     "mpt": "its position bias counts from the last key: a step adds other numbers than a full forward",
-    "deepseek-v2": "its rotary embedding is complex, which runs sample by sample in graphs only",
 }
 """Decoders that do not keep rung Q as they are, and why."""
 NAMES = tuple(a.name for a in (*DECODERS, *EXPERTS) if a.name not in OTHERS)

@@ -7,7 +7,6 @@ from unittest import mock
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.cache_utils import QuantizedCache
 
 import bi_compile
@@ -198,47 +197,3 @@ def test_dropout_is_refused():
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(UnsupportedOpError, match="dropout"):
         ours.attention(SimpleNamespace(is_causal=True), q, q, q, None, dropout=0.1)  # type: ignore[arg-type]
-
-
-def continuous(model, prompts, page_size, max_batch_tokens):
-    """Tokens of each prompt by transformers' continuous batching, which runs in a thread of its own."""
-    found = model.generate_batch(
-        inputs=[p.tolist() for p in prompts],
-        generation_config=GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
-        ),
-        continuous_batching_config=ContinuousBatchingConfig(
-            num_blocks=64, page_size=page_size, max_batch_tokens=max_batch_tokens
-        ),
-    )
-    by_prompt = {tuple(o.prompt_ids): o.generated_tokens for o in found.values()}
-    return [by_prompt[tuple(p.tolist())] for p in prompts]
-
-
-@torch.no_grad()
-def test_continuous_batching_gives_the_tokens_of_generate():
-    model = decoders.build("llama", attention="sdpa")
-    forward = model.forward
-    logits: list[torch.Tensor] = []
-
-    def recorded(*args, **kwargs):
-        outputs = forward(*args, **kwargs)
-        logits.append(outputs.logits.clone())
-        return outputs
-
-    model.forward = bi_compile.eager()(recorded)
-    prompts = decoders.prompts((70, 23, 4, 31, 9))
-    expected = [generate(model, [p])[1][0].tolist() for p in prompts]
-    whole = {}
-    for prompt, tokens in zip(prompts, expected, strict=True):
-        text = torch.cat([prompt, torch.tensor(tokens)]).unsqueeze(0)
-        for row in model(input_ids=text, use_cache=False).logits[0]:
-            whole[row.numpy().tobytes()] = True
-    for page_size, max_batch_tokens in ((16, 64), (8, 16), (32, 150)):
-        logits.clear()
-        order = torch.randperm(len(prompts)).tolist()
-        found = continuous(model, [prompts[i] for i in order], page_size, max_batch_tokens)
-        assert found == [expected[i] for i in order]
-        rows = [row for x in logits for row in x.reshape(-1, x.shape[-1])]
-        same = sum(row.numpy().tobytes() in whole for row in rows)
-        assert same >= len(prompts) * NEW, "logits of every drawn token are those of a full forward"

@@ -120,26 +120,6 @@ SHAPES = {
 SOFTCAPS = st.sampled_from((0.0, 0.0, 0.7, 50.0))
 
 
-@given(
-    dtype=st.sampled_from(LOW),
-    kind=st.sampled_from(MASKS),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    softcap=SOFTCAPS,
-    seed=st.integers(0, 2**31),
-    **SHAPES,
-)
-def test_kernels_are_the_oracle(
-    batch, kv_heads, group, queries, keys, size, value_size, dtype, kind, layout, softcap, seed
-):
-    generator = torch.Generator().manual_seed(seed)
-    heads = kv_heads * group
-    q, k, v = operands(batch, heads, kv_heads, queries, keys, size, value_size, dtype, generator)
-    mask, causal = masks(kind, batch, heads, queries, keys, dtype, generator)
-    expected = oracle.attention(q, k, v, mask, causal, 0.3, softcap)
-    lay = LAYOUTS[layout]
-    check(attention(lay(q), lay(k), lay(v), mask, causal, 0.3, softcap), expected, f"{kind}, {layout}")
-
-
 def test_several_splits_are_the_oracle():
     for kind in ("none", "causal", "boolean"):
         q, k, v = operands(1, 2, 1, 3, 2100, 5, 7, torch.float32)
