@@ -50,7 +50,7 @@ def batch_invariant(
     guesses = tuple(entry.shared_by_guess(own) for entry, own in zip(inputs, dims, strict=True))
     dump = Dump(parsed.dump, module, dims)
     dump.graph("captured", module.graph)
-    capture(module)
+    capture(module, parsed.dropout)
     dump.graph("whole_ops", module.graph)
     compiled = inductor.compile_graph(
         module,

@@ -145,7 +145,10 @@ def _names(finding: Finding) -> list[str]:
 
 def _reason(node: fx.Node) -> str:
     if node.target is dropout_mask_op:
-        return "the batch could not be followed to this dropout; keep it in a dim of its own there"
+        return (
+            "the batch could not be followed to this dropout; keep it in a dim of its own there, and say "
+            "bi_compile.mark_batch(x, None) of inputs that all samples share"
+        )
     if any(word in str(node.target) for word in _RANDOM):
         return (
             "its random numbers depend on the position in the batch; if this is dropout, call model.eval() "

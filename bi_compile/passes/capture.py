@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from bi_compile.passes import dropout as per_sample_dropout
 from bi_compile.passes import flex_attention, recurrent, varlen_attention
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
@@ -115,15 +116,25 @@ def captured(target: Any) -> Any:
     return CAPTURED.get(target)
 
 
-def capture(module: fx.GraphModule) -> None:
-    """Replace captured functions in a graph from Dynamo, nested graphs included, in place."""
+def capture(module: fx.GraphModule, dropout: str = "refuse") -> None:
+    """Replace captured functions in a graph from Dynamo, nested graphs included, in place.
+
+    dropout: the option; "per_sample" takes attention with dropout apart.
+    """
     for graph_module in module.modules():
         if not isinstance(graph_module, fx.GraphModule):
             continue
         changed = False
         for node in graph_module.graph.nodes:
             if node.op == "call_function" and (ours := captured(node.target)) is not None:
-                node.target = ours
+                apart = dropout == "per_sample" and ours is _attention_op and _dropout_of(node) > 0
+                node.target = per_sample_dropout.attention if apart else ours
                 changed = True
         if changed:
             graph_module.recompile()
+
+
+def _dropout_of(node: fx.Node) -> float:
+    """The dropout of a call of scaled_dot_product_attention; 1 where it is computed in the graph."""
+    given = node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0)
+    return given if isinstance(given, int | float) else 1.0

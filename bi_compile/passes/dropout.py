@@ -4,10 +4,12 @@ Tracing sees dropout before the batch is followed through the graph, so `native_
 does not know where the batch is, and the final graph tells it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from bi_compile.analysis.flow import BatchFlow
@@ -30,6 +32,37 @@ def _native_dropout(x: torch.Tensor, p: float, train: bool | None) -> Any:
 
 
 REWRITES = (*_native_dropout,)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` with dropout of the weights, by products and a softmax in fp32 or wider.
+
+    Shapes as there. All weights are in memory: the template has none that could be dropped.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (t.to(wide) for t in (query, key, value))
+    if enable_gqa:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    scores = q @ k.mT * (1 / math.sqrt(max(int(q.shape[-1]), 1)) if scale is None else scale)
+    if is_causal:
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        is_bool = attn_mask.dtype == torch.bool
+        scores = torch.where(attn_mask, scores, -math.inf) if is_bool else scores + attn_mask
+    # A row without any key is zero, as in the template.
+    hidden = (scores == -math.inf).all(-1, keepdim=True)
+    weights = torch.where(hidden, 0.0, torch.softmax(scores, -1))
+    return (F.dropout(weights, dropout_p) @ v).to(query.dtype)
 
 
 def place_batch(graph: fx.Graph, flow: BatchFlow, guesses: Sequence[bool]) -> bool:

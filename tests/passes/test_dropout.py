@@ -86,6 +86,41 @@ def test_dropout_of_folded_sequences():
     assert_same_bits(runs[1], runs[0][[3, 1]], "folded")
 
 
+MASKS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "boolean": {"attn_mask": torch.arange(12) < torch.tensor([[5], [12], [0], [9]]).repeat(3, 1)},
+    "numbers": {"attn_mask": torch.linspace(-3, 3, 144).view(12, 12)},
+}
+
+
+class Attention(nn.Module):
+    def __init__(self, p, is_causal=False, attn_mask=None):
+        super().__init__()
+        self.p, self.is_causal = p, is_causal
+        self.register_buffer("mask", attn_mask)  # shared by all samples, and known to be
+
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, self.mask, self.p, self.is_causal, enable_gqa=True)
+
+
+@pytest.mark.parametrize("mask", list(MASKS))
+def test_dropout_of_the_weights_of_attention(mask):
+    torch.compiler.reset()
+    ours = torch.compile(Attention(0.3, **MASKS[mask]), backend="batch_invariant", options=PER_SAMPLE)
+    q, k = torch.randn(7, 4, 12, 8), torch.randn(7, 2, 12, 8)
+    v = torch.cat([k.flip(-1), torch.ones(7, 2, 12, 1)], -1)
+    seeds = range(200)
+    runs = torch.stack([torch.manual_seed(seed) and ours(q, k, v) for seed in seeds])
+    for order in ([4], [6, 2, 0]):
+        torch.manual_seed(3)
+        assert_same_bits(ours(q[order], k[order], v[order]), runs[3][order], f"samples {order}")
+    # On average nothing is lost: not of the values, nor of the weights, whose sum the last value is.
+    exact = Attention(0.0, **MASKS[mask])(q.double(), k.double(), v.double())
+    error = (runs.double().mean(0) - exact).abs() / (runs.double().std(0) / len(seeds) ** 0.5 + 1e-6)
+    assert error.max() < 6
+
+
 def test_the_report_names_the_op():
     torch.compiler.reset()
     fn = torch.compile(lambda x: F.dropout(x, 0.5), backend="batch_invariant", options=PER_SAMPLE)

@@ -326,7 +326,8 @@ def _refuse(
             signature=f"query {_describe(query)}, dropout_p={dropout_p}",
             where=None,
             reason="random numbers are drawn for the whole batch: a sample's own depend on its position. "
-            "Call model.eval(), or set the dropout of attention to 0.",
+            "Call model.eval(), set the dropout of attention to 0, or compile with "
+            'options={"dropout": "per_sample"}.',
         )
     shapes = f"query {_describe(query)}, key {_describe(key)}, value {_describe(value)}"
     if min(query.dim(), key.dim(), value.dim()) < 2:
