@@ -61,6 +61,17 @@ DEFECTS = (
         ("tests/templates/test_contraction.py", "-k", "does_not_see"),
     ),
     Defect(
+        "an odd rest of rows is summed in another order",
+        (("templates/contraction/chain.h", "columns + k * kColumns<S> + j * kWidth);\n#pragma GCC unroll 16\n"
+          "      for (int i = 0; i < Rows; ++i) {\n#pragma GCC unroll 4\n"
+          "        for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::step(sum[i][j], rows + i * kRowStride<S> + k, column[j]);",
+          "columns + (Rows % 2 ? block + end - 1 - k : k) * kColumns<S> + j * kWidth);\n#pragma GCC unroll 16\n"
+          "      for (int i = 0; i < Rows; ++i) {\n#pragma GCC unroll 4\n"
+          "        for (int j = 0; j < kTileVectors; ++j) sum[i][j] = S::step(sum[i][j], rows + i * kRowStride<S> + "
+          "(Rows % 2 ? block + end - 1 - k : k), column[j]);"),),
+        op("linear", "matmul"),
+    ),
+    Defect(
         "products of many rows go to the host's library",
         (("passes/contraction.py", "    return bi.mm(a, b) if is_floating(a)",
           "    if a.shape[0] > 4:\n        return NotImplemented\n    return bi.mm(a, b) if is_floating(a)"),
@@ -115,16 +126,22 @@ DEFECTS = (
         op("softmax", "log_softmax"),
     ),
     Defect(
+        "a strided row reuses the tile of the row before it",
+        (("templates/softmax/cpu.cpp", "        gather(view.reduced, from, 0, view.n, elements.get());",
+          "        if (row == begin) gather(view.reduced, from, 0, view.n, elements.get());"),),
+        ("tests/templates/test_softmax.py", "-k", "any_shape_layout_and_dim"),
+    ),
+    Defect(
         "layer_norm drops its bias",
         (("templates/normalization/cpu.cpp", "      if (affine.bias) y = y + load(affine.bias + i, count);\n", ""),),
         op("layer_norm"),
     ),
     Defect(
-        "a norm notices the row before it",
-        (("templates/normalization/cpu.cpp", "  const A scale = first<A>(rstd);",
-          "  static thread_local A scale = A(1);\n  const bool again = scale == first<A>(rstd);\n"
-          "  scale = first<A>(rstd);\n  if (!again && n > 4) out[0] = static_cast<T>(scale);"),),
-        op("rms_norm", "layer_norm_plain"),
+        "norms of many rows fold their scale into their weight",
+        (("templates/normalization/cpu.cpp", "      if (affine.weight) y = y * load(affine.weight + i, count);",
+          "      if (affine.weight && affine.finite) y = centred(load(x + i, count)) * (rstd * load(affine.weight + i, count));\n"
+          "      if (affine.weight && !affine.finite) y = y * load(affine.weight + i, count);"),),
+        op("rms_norm", "layer_norm"),
     ),
     Defect(
         "group_norm forgets its weight",
@@ -155,6 +172,11 @@ DEFECTS = (
         (("passes/capture.py", "    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)",
           "    query, key, value, attn_mask = _autocast(query, key, value, None)"),),
         op("attention_bias"),
+    ),
+    Defect(
+        "what a mask hides leaks its NaN",
+        (("templates/attention/tile.h", "      if (nan && sum == sum) {", "      if (nan && sum != sum) {"),),
+        ("tests/templates/test_attention.py", "-k", "masked_keys_anywhere or later_key"),
     ),
     Defect(
         "attention is scaled by the number of samples",
