@@ -197,3 +197,41 @@ def test_dropout_is_refused():
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(UnsupportedOpError, match="dropout"):
         ours.attention(SimpleNamespace(is_causal=True), q, q, q, None, dropout=0.1)  # type: ignore[arg-type]
+
+
+compiles_for_minutes = pytest.mark.skipif(
+    not THOROUGH, reason="transformers compiles block masks, and a whole model is five graphs: minutes"
+)
+
+
+def flex_llama():
+    """A model whose attention is flex_attention, with padding on the left of two of five prompts."""
+    model = decoders.build("llama", attention="flex_attention")
+    ids, mask = decoders.left_padded(decoders.prompts((12, 8, 12, 11, 12)))
+    return model, ids, mask
+
+
+@compiles_for_minutes
+@torch.no_grad()
+def test_flex_attention_with_padding_has_the_bits_of_our_attention():
+    model, ids, mask = flex_llama()
+    with bi_compile.eager():
+        flex = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        ours.prepare(model)
+        expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert_same_bits(flex[mask.bool()], expected[mask.bool()])
+
+
+@compiles_for_minutes
+@torch.no_grad()
+def test_compiled_flex_attention_with_padding_is_that_of_each_prompt_alone():
+    """Its block mask is made behind a graph break, which hands on the number of samples as a number."""
+    torch.compiler.reset()
+    model, ids, mask = flex_llama()
+    compiled = torch.compile(model, backend="batch_invariant")
+    together = compiled(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    for i in range(len(ids)):
+        one = slice(i, i + 1)
+        alone = compiled(input_ids=ids[one], attention_mask=mask[one], use_cache=False).logits
+        assert_same_bits(alone[mask[one].bool()], together[one][mask[one].bool()])
+    torch.compiler.reset()
