@@ -7,12 +7,10 @@ shapes and strides alone is kept as a `_Plan`, for a call of few rows takes the 
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bi_compile import numerics
 from bi_compile.templates.contraction import gpu_kernels as kernels
@@ -20,12 +18,23 @@ from bi_compile.templates.contraction import gpu_tuning
 from bi_compile.templates.contraction.gpu_configs import Config, choose
 from bi_compile.templates.gpu import device
 from bi_compile.templates.gpu.device import COMPILATION
+from bi_compile.templates.gpu.launch import Descriptor, Launch
 from bi_compile.templates.registry import implements
 
 Tensor = torch.Tensor
 
 _PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "ieee", torch.float16: "ieee"}
 _ADDED_AT_A_TIME = 1024
+_STRIDES = ("a_batch", "a_row", "a_k", "b_batch", "b_k", "b_column")
+_C_STRIDES = ("c_batch", "c_row", "c_column")
+
+
+class _Read(NamedTuple):
+    """What a descriptor says of a tensor."""
+
+    shape: list[int]
+    strides: list[int]
+    block: list[int]
 
 
 @implements("mm")
@@ -77,20 +86,21 @@ def product(
         c = c.expand(out.shape)
         kind = "bias" if out.shape[-2] == 1 or c.stride(-2) == 0 else "matrix"
         kind += "" if beta == 1 else " scaled"
+    # Without an addend a pointer that is never read.
     addend = _Addend(out, 1.0, kind) if kind == "none" or c is None else _Addend(c, float(beta), kind)
     if a.dtype == torch.float64:
         _in_double(a, b, out, addend, alpha)
         return out
     aligned = (a.data_ptr() | b.data_ptr()) % 16 == 0
-    plan = _plan(
-        a.device.index, a.dtype, a.shape, a.stride(), b.shape, b.stride(), aligned, kind, alpha != 1, config
-    )
-    plan.launch(a, b, out, addend, float(alpha))
+    _plan(
+        a.device.index, a.dtype, a.shape, a.stride(), b.shape, b.stride(), aligned, kind, addend.strides,
+        float(alpha), addend.beta, config,
+    ).launch(a, b, addend.c, out)  # fmt: skip
     return out
 
 
 class _Addend(NamedTuple):
-    """beta * c as the kernels take it, expanded to the result; if "none", a pointer that is never read."""
+    """beta * c as the kernels take it, expanded to the result."""
 
     c: Tensor
     beta: float
@@ -102,53 +112,30 @@ class _Addend(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How a product of given shapes and strides is launched."""
+    """How a product of given shapes, strides and scales is launched."""
 
-    config: Config
-    batch: int
-    m: int
-    n: int
-    k: int
-    chunks: int
-    parallel: bool
-    by_descriptors: bool
-    by_column: bool
-    grid: tuple[int, ...]
-    settings: Mapping[str, Any]
+    product: Launch
+    read: tuple[_Read | None, ...]
+    """How descriptors read a, b and b's further columns; none for pointers."""
+    chains: tuple[int, ...] | None
+    """The shape of the chunks' sums, where chunks are summed in parallel."""
+    adding: Launch | None
+    """What adds these."""
 
-    def launch(self, a: Tensor, b: Tensor, out: Tensor, addend: _Addend, alpha: float) -> None:
-        to, added = out, addend
-        if self.parallel:
-            to = torch.empty((self.chunks, *out.shape), dtype=torch.float32, device=out.device)
-            added = _Addend(out, 1.0, "none")
-        c, beta, _ = added
-        if self.by_descriptors:
-            config = self.config
-            second = b.t() if self.by_column else b
-            kernels.product_by_descriptors[self.grid](
-                TensorDescriptor(a, [self.m, self.k], [a.stride(0), 1], [config.block_m, config.block_k]),
-                self._columns(second, config.block_n),
-                self._columns(second, config.more) if config.more else None,
-                to, c, self.m, self.n, self.k, alpha, beta, *added.strides[1:], **self.settings,
-            )  # fmt: skip
+    def launch(self, a: Tensor, b: Tensor, c: Tensor, out: Tensor) -> None:
+        to, addend = out, c
+        if self.chains is not None:
+            to, addend = out.new_empty(self.chains, dtype=torch.float32), out
+        if self.read:
+            descriptors = [
+                Descriptor(base, *read) if read else None
+                for base, read in zip((a, b, b), self.read, strict=True)
+            ]
+            self.product(to, addend, descriptors=descriptors)
         else:
-            kernels.product[self.grid](
-                a, b, c, to, self.m, self.n, self.k, alpha, beta, *_strides(a.shape, a.stride()),
-                *_strides(b.shape, b.stride()), *added.strides, **self.settings,
-            )  # fmt: skip
-        if self.parallel:
-            kernels.add_chunks[(triton.cdiv(out.numel(), _ADDED_AT_A_TIME),)](
-                to, addend.c, out, self.batch, self.m, self.n, self.chunks, alpha, addend.beta,
-                *addend.strides, BLOCK=_ADDED_AT_A_TIME, SCALE=alpha != 1, ADDEND=addend.kind, **COMPILATION,
-            )  # fmt: skip
-
-    def _columns(self, b: Tensor, width: int) -> TensorDescriptor:
-        """b, or b transposed if that is how it lies in memory, in blocks of `width` columns."""
-        if self.by_column:
-            shape, block = [self.n, self.k], [width, self.config.block_k]
-        else:
-            shape, block = [self.k, self.n], [self.config.block_k, width]
-        return TensorDescriptor(b, shape, [b.stride(0), 1], block)
+            self.product(a, b, addend, to)
+        if self.adding is not None:
+            self.adding(to, c, out)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -160,8 +147,10 @@ def _plan(
     b_shape: torch.Size,
     b_strides: tuple[int, ...],
     aligned: bool,
-    addend: str,
-    scale: bool,
+    kind: str,
+    c_strides: tuple[int, ...],
+    alpha: float,
+    beta: float,
     config: Config | None,
 ) -> _Plan:
     *batches, m, k = a_shape
@@ -180,12 +169,24 @@ def _plan(
         config = gpu_tuning.lookup(index, dtype, m, n, k)
     if config is None:
         config = choose(here, dtype, batch, m, n, k, described)
-    by_descriptors = described and config.descriptors
     chunk = numerics.contraction_gpu_chunk(dtype.itemsize)
     assert chunk % config.block_k == 0, "a block of K would reach into the next chunk"
     chunks = triton.cdiv(k, chunk)
     parallel = chunks > 1 and config.parallel
+    finish = {"alpha": alpha, "beta": beta, **dict(zip(_C_STRIDES, c_strides, strict=True))}
+    choice = {"SCALE": alpha != 1, "ADDEND": kind}
+    adding = None
+    if parallel:
+        grid = (triton.cdiv(batch * m * n, _ADDED_AT_A_TIME),)
+        arguments = {"batch": batch, "M": m, "N": n, "chunks": chunks, "BLOCK": _ADDED_AT_A_TIME}
+        adding = Launch(kernels.add_chunks, grid, {**arguments, **finish, **choice, **COMPILATION})
+        choice = {"SCALE": False, "ADDEND": "none"}
     settings = {
+        "M": m,
+        "N": n,
+        "K": k,
+        **finish,
+        **choice,
         "CHUNK": chunk,
         "CHUNKS": "one" if chunks <= 1 else "parallel" if parallel else "sequence",
         "BLOCK_M": config.block_m,
@@ -194,22 +195,38 @@ def _plan(
         "GROUP_M": 8,
         "PRECISION": _PRECISION[dtype],
         "SWAP": config.swap,
-        "SCALE": scale and not parallel,
-        "ADDEND": "none" if parallel else addend,
         "num_warps": config.warps,
         "num_stages": config.stages,
         **COMPILATION,
     }
-    width = config.block_n + (config.more if by_descriptors else 0)
-    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, width)
-    if by_descriptors:
+    chains = (chunks, *a_shape[:-1], n) if parallel else None
+    if described and config.descriptors:
+        del settings["c_batch"]
         settings |= {"BY_COLUMN": by_column, "MORE": config.more}
+        tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n + config.more)
         at_a_time = here.multiprocessors * config.resident(here, dtype.itemsize)
         grid = (min(tiles * (chunks if parallel else 1), at_a_time),)
-    else:
-        settings["EVEN_K"] = k % config.block_k == 0
-        grid = (tiles * batch, chunks if parallel else 1)
-    return _Plan(config, batch, m, n, k, chunks, parallel, by_descriptors, by_column, grid, settings)
+        launch = Launch(kernels.product_by_descriptors, grid, settings)
+        rows = _Read([m, k], [a_strides[0], 1], [config.block_m, config.block_k])
+        widths = [config.block_n, config.more]
+        columns = [_columns(n, k, b_strides, by_column, width, config.block_k) for width in widths]
+        return _Plan(launch, (rows, *columns), chains, adding)
+    strides = (*_strides(a_shape, a_strides), *_strides(b_shape, b_strides))
+    settings |= {"EVEN_K": k % config.block_k == 0, **dict(zip(_STRIDES, strides, strict=True))}
+    tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    grid = (tiles * batch, chunks if parallel else 1)
+    return _Plan(Launch(kernels.product, grid, settings), (), chains, adding)
+
+
+def _columns(
+    n: int, k: int, strides: tuple[int, ...], by_column: bool, width: int, block_k: int
+) -> _Read | None:
+    """b, or b transposed if that is how it lies in memory, in blocks of `width` columns, if that is any."""
+    if width == 0:
+        return None
+    if by_column:
+        return _Read([n, k], [strides[1], 1], [width, block_k])
+    return _Read([k, n], [strides[0], 1], [block_k, width])
 
 
 def _rows_of_whole_lines(rows: int, columns: int, row: int, column: int, size: int) -> bool:
