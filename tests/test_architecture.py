@@ -24,7 +24,9 @@ ALLOWED = {
     "templates.cpu": {"errors", "inductor", "numerics"},
     "templates.gpu": {"errors", "numerics"},
     "templates.contraction": {"errors", "numerics", "templates.registry", "templates.gpu"},
-    "templates.convolution": {"errors", "numerics", "templates.registry", "templates.contraction"},
+    "templates.convolution": {
+        "errors", "numerics", "templates.registry", "templates.contraction", "templates.gpu",
+    },
     "templates.reduction": {"errors", "numerics", "templates.registry", "templates.gpu"},
     "templates.softmax": {"errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu"},
     "templates.normalization": {

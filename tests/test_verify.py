@@ -236,8 +236,8 @@ def test_an_op_without_kernels_for_its_device_is_refused():
             return make_fx(function, decomposition_table=decompositions())(x).graph
 
     verify(graph := graph_of(lambda x: x.softmax(-1).sum(-1)), "error", follow(graph, [(0,)]))
-    graph = graph_of(lambda x: torch.nn.functional.conv1d(x.unsqueeze(1), x.new_ones(1, 1, 3)))
-    with pytest.raises(UnsupportedDeviceError, match="no convolution kernels for device 'cuda'"):
+    graph = graph_of(lambda x: torch.cdist(x.unsqueeze(1), x.new_ones(3, 1, 8)))
+    with pytest.raises(UnsupportedDeviceError, match="no cdist kernels for device 'cuda'"):
         verify(graph, "warn", follow(graph, [(0,)]))
 
 

@@ -29,7 +29,7 @@ def product(
     fused: FusedSum | None = None,
 ) -> Tensor:
     """alpha * (a x b) + beta * c for [M, K] x [K, N] in bf16, fp16 or fp32, in the GPU kernels' order."""
-    total = _sums(a, b, fused or fused_sum)
+    total = sums(a, b, fused)
     if alpha != 1:
         total = total.new_tensor(alpha) * total
     if c is not None and beta != 0:
@@ -38,7 +38,9 @@ def product(
     return total.to(a.dtype)
 
 
-def _sums(a: Tensor, b: Tensor, fused: FusedSum) -> Tensor:
+def sums(a: Tensor, b: Tensor, fused: FusedSum | None = None) -> Tensor:
+    """a x b in fp32, not yet rounded to the dtype."""
+    fused = fused or fused_sum
     size = numerics.contraction_gpu_chunk(a.element_size())
     chunk = _chunk_fp32 if a.dtype == torch.float32 else _chunk
     smallest = -14 if a.dtype == torch.float16 else -126

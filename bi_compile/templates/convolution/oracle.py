@@ -1,6 +1,9 @@
-"""The convolution tree, spelled in plain torch ops: the kernel's bits."""
+"""The convolution tree, spelled in plain torch ops: the kernel's bits.
 
-from collections.abc import Sequence
+On CUDA devices `products` makes the difference, the sums of products as they are taken there.
+"""
+
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
 
@@ -10,6 +13,7 @@ from bi_compile.templates.contraction import oracle as contraction
 
 Tensor = torch.Tensor
 Coordinates = Sequence[Tensor]  # for each spatial dimension, [outputs, taps]: what a tap reads
+Products = Callable[[Tensor, Tensor], Tensor]
 
 
 def convolution(
@@ -22,7 +26,9 @@ def convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    products: Products = contraction.bmm,
 ) -> Tensor:
+    """products: of weights [*, outputs, K] and windows [*, K, positions], both widened to fp32."""
     kernel = w.shape[2:]
     steps = list(zip(stride, padding, dilation, strict=True))
     taps = [torch.arange(k) for k in kernel]
@@ -31,7 +37,7 @@ def convolution(
             torch.arange((size + 2 * p - d * (len(t) - 1) - 1) // s + 1).unsqueeze(1) * s + t * d - p
             for size, t, (s, p, d) in zip(x.shape[2:], taps, steps, strict=True)
         ]
-        return _correlation(x, w.reshape(groups, -1, *w.shape[1:]), bias, coordinates)
+        return _correlation(x, w.reshape(groups, -1, *w.shape[1:]), bias, coordinates, products)
 
     w = w.reshape(groups, -1, *w.shape[1:]).transpose(1, 2)
     sizes = [
@@ -47,11 +53,13 @@ def convolution(
             outputs = torch.arange(r, max(r, size), s)
             coordinates.append((outputs.unsqueeze(1) + p - meeting * d) // s)
         where = tuple(slice(r, None, s) for r, s in zip(remainders, stride, strict=True))
-        out[(..., *where)] = _correlation(x, chosen, bias, coordinates)
+        out[(..., *where)] = _correlation(x, chosen, bias, coordinates, products)
     return out
 
 
-def _correlation(x: Tensor, w: Tensor, bias: Tensor | None, coordinates: Coordinates) -> Tensor:
+def _correlation(
+    x: Tensor, w: Tensor, bias: Tensor | None, coordinates: Coordinates, products: Products
+) -> Tensor:
     """w [groups, outputs, inputs, *taps] over the elements of x at `coordinates`, zero outside of x."""
     groups, outputs, length = w.shape[0], w.shape[1], prod(w.shape[2:])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -69,7 +77,7 @@ def _correlation(x: Tensor, w: Tensor, bias: Tensor | None, coordinates: Coordin
     grid = [at.shape[0] for at in coordinates]
     windows = windows.reshape(x.shape[0], groups, length, prod(grid)).transpose(0, 1)
     rows = w.to(wide).reshape(groups, 1, outputs, length).expand(-1, x.shape[0], -1, -1)
-    sums = contraction.bmm(rows.flatten(0, 1), windows.flatten(0, 1))
+    sums = products(rows.flatten(0, 1), windows.flatten(0, 1))
     out = sums.reshape(groups, x.shape[0], outputs, prod(grid)).transpose(0, 1)
     out = out.reshape(x.shape[0], groups * outputs, *grid)
     if bias is not None:
