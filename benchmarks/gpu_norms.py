@@ -16,12 +16,16 @@ bi = torch.ops.bi_compile
 
 
 def cases(x: torch.Tensor, w: torch.Tensor) -> dict:
-    n = x.shape[1:]
+    n, h = x.shape[1:], torch.randn_like(x)
     return {
         "rms_norm": (lambda x: bi.rms_norm(x, n, w, 1e-6)[0], lambda x: F.rms_norm(x, n, w, 1e-6)),
         "layer_norm": (
             lambda x: bi.layer_norm(x, n, w, w, 1e-5)[0],
             lambda x: F.layer_norm(x, n, w, w, 1e-5),
+        ),
+        "residual": (
+            lambda x: bi.added_rms_norm(x, h, n, w, 1e-6)[:2],
+            lambda x: (y := x + h, F.rms_norm(y, n, w, 1e-6)),
         ),
         "softmax": (lambda x: bi.softmax(x, -1), lambda x: x.softmax(-1)),
         "sum": (lambda x: bi.sum(x, [1], False), lambda x: x.sum(1)),

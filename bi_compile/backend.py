@@ -18,6 +18,7 @@ from bi_compile.passes.capture import capture
 from bi_compile.passes.dropout import place_batch
 from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
+from bi_compile.passes.residual import join_sums_and_norms
 from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import is_open, record_compilation, record_graph
 from bi_compile.verify import has_no_lowering, verify
@@ -80,6 +81,8 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
             dump.verified(graph, verify(graph, "ignore", flow), flow)
         raise
     record_graph(dump.verified(graph, verdicts, flow))
+    if join_sums_and_norms(graph):
+        dump.graph("joined", graph)
     if keep_what_is_read(graph):
         dump.graph("copied", graph)
 

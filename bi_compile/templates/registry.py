@@ -24,12 +24,15 @@ _loaded: set[tuple[str, str]] = set()
 _on_cuda: set[str] = set()
 
 
-def define(schema: str, *, family: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
+def define(
+    schema: str, *, family: str, fake: Callable[..., Any], on_cpu: Callable[..., Any] | None = None
+) -> torch._ops.OpOverload:
     """Define `bi_compile::<schema>` and return its overload.
 
     family: folder below `bi_compile/templates/` whose kernels implement the op.
     fake: the same signature on fake tensors: checks shapes and dtypes (raising what a user should read)
         and returns empty outputs, always contiguous.
+    on_cpu: how the op is made of others there, if the family's C++ library does not have it.
     """
     name = schema.split("(", 1)[0]
     # Our kernels read any strides and their bits do not depend on them: Inductor may choose the layout.
@@ -46,6 +49,8 @@ def define(schema: str, *, family: str, fake: Callable[..., Any]) -> torch._ops.
         return op(*args, **kwargs)
 
     _library.impl(name, load_and_call, "CompositeExplicitAutograd")
+    if on_cpu is not None:
+        _library.impl(name, on_cpu, "CPU")
     return op
 
 

@@ -10,6 +10,11 @@ Ops (x: float32, float64, bfloat16 or float16 of any shape and strides; results 
     bi_compile::rms_norm(Tensor x, SymInt[] normalized_shape, Tensor? weight, float eps) -> (Tensor, Tensor)
         rstd = 1 / sqrt(sum(x * x) / n + eps);  y = (x * rstd) * weight
         y has x's dtype; rstd is float32 (float64 for float64), as aten._fused_rms_norm returns it.
+    bi_compile::added_layer_norm(Tensor x, Tensor more, ...) -> (Tensor, Tensor, Tensor, Tensor)
+    bi_compile::added_rms_norm(Tensor x, Tensor more, ...) -> (Tensor, Tensor, Tensor)
+        x + more, rounded to their dtype, and the results of its norm: one pass over memory on CUDA devices.
+        x and more have one shape and dtype, and no gradients: `passes/residual.py` puts these into final
+        graphs.
 
 n is the number of elements of normalized_shape, which are x's last dims. Everything is computed in float32
 (float64 for float64), every operation rounded and none fused, so y has the bits of `bi_compile::mean` and
@@ -19,7 +24,8 @@ dtypes not wider than that of the computation.
 Raises UnsupportedDtypeError for other dtypes and RuntimeError for shapes that do not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -74,6 +80,25 @@ def _fake_rms_norm(x, normalized_shape, weight, eps):
     return x.new_empty(x.shape), x.new_empty(shape, dtype=acc_dtype(x.dtype))
 
 
+def _fake_added(norm: Callable[..., Any]) -> Callable[..., Any]:
+    def fake(x: torch.Tensor, more: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        torch._check(
+            x.dtype == more.dtype and x.shape == more.shape,
+            lambda: f"expected two tensors alike, got {x.dtype} {x.shape} and {more.dtype} {more.shape}",
+        )
+        return x.new_empty(x.shape), *norm(x, *arguments)
+
+    return fake
+
+
+def _added(norm: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: torch.Tensor, more: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        total = torch.add(x, more).contiguous()
+        return total, *norm(total, *arguments)
+
+    return run
+
+
 layer_norm_op = define(
     "layer_norm(Tensor x, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps)"
     " -> (Tensor, Tensor, Tensor)",
@@ -84,6 +109,20 @@ rms_norm_op = define(
     "rms_norm(Tensor x, SymInt[] normalized_shape, Tensor? weight, float eps) -> (Tensor, Tensor)",
     family="normalization",
     fake=_fake_rms_norm,
+)
+added_layer_norm_op = define(
+    "added_layer_norm(Tensor x, Tensor more, SymInt[] normalized_shape, Tensor? weight, Tensor? bias,"
+    " float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    family="normalization",
+    fake=_fake_added(_fake_layer_norm),
+    on_cpu=_added(layer_norm_op),
+)
+added_rms_norm_op = define(
+    "added_rms_norm(Tensor x, Tensor more, SymInt[] normalized_shape, Tensor? weight, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    family="normalization",
+    fake=_fake_added(_fake_rms_norm),
+    on_cpu=_added(rms_norm_op),
 )
 
 

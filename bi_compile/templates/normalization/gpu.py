@@ -27,6 +27,16 @@ _EARLY = 128
 
 
 @triton.jit
+def _element(at, more, there, WHOLE: tl.constexpr, ADDED: tl.constexpr):
+    """Elements, or sums of two, rounded to their dtype as generated code rounds them, NaN included."""
+    value = row_tree.load(at, there, 0.0, WHOLE)
+    if ADDED:
+        other = row_tree.load(more, there, 0.0, WHOLE)
+        value = (functions.widened(value) + functions.widened(other)).to(value.dtype)
+    return value
+
+
+@triton.jit
 def _centred(x, mean, CENTRED: tl.constexpr):
     if CENTRED:
         return x - mean
@@ -60,8 +70,8 @@ def _rstd(squares, length, eps):
 
 @triton.jit
 def _moment(
-    begin, there, n, mean, size, outer, inner,
-    CENTRED: tl.constexpr, SQUARED: tl.constexpr,
+    begin, more, there, n, mean, size, outer, inner,
+    ADDED: tl.constexpr, CENTRED: tl.constexpr, SQUARED: tl.constexpr,
     CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
     TWO: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
@@ -72,9 +82,11 @@ def _moment(
     for step in range(0, STEPS, UNROLL):
         for turn in tl.static_range(UNROLL):
             i = first + (step + turn) * row_tree.LANES
-            at = begin[:, None, None] + row_tree.element_offset(i, size, outer, inner, TWO, WIDE)
+            offset = row_tree.element_offset(i, size, outer, inner, TWO, WIDE)
             inside = row_tree.inside(first, step + turn, n, FULL)
-            value = functions.widened(row_tree.load(at, there[:, None, None] & inside, 0.0, WHOLE))
+            at = begin[:, None, None] + offset
+            other = more[:, None, None] + offset
+            value = functions.widened(_element(at, other, there[:, None, None] & inside, WHOLE, ADDED))
             if SQUARED:
                 value = _centred(value, mean[:, None, None], CENTRED)
                 value = value * value
@@ -86,17 +98,19 @@ def _moment(
 
 @triton.jit(do_not_specialize=["rows"])
 def _normalize(
-    x, weight, bias, out, means, rstds, rows, n, length: tl.float64, eps: tl.float64,
+    x, more, weight, bias, out, sums, means, rstds, rows, n, length: tl.float64, eps: tl.float64,
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
-    CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+    ADDED: tl.constexpr, CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, TILE: tl.constexpr,
     EARLY: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr,
     KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    """ADDED: the rows are those of x + more, which are stored in sums."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
     begin = x + row_tree.row_offset(row, kept_size, kept_outer, kept_inner, KEPT_TWO)
-    target = out + (row.to(tl.int64) * n)[:, None]
+    more += row_tree.row_offset(row, kept_size, kept_outer, kept_inner, KEPT_TWO)
+    target = (row.to(tl.int64) * n)[:, None]
     dtype: tl.constexpr = functions.widened(tl.zeros((1,), x.dtype.element_ty)).dtype
     of_length = tl.full((ROWS,), length, dtype)
     mean = tl.zeros((ROWS,), dtype)
@@ -104,21 +118,21 @@ def _normalize(
     if EARLY:
         # One tile is the row: what is written is read before the sums are known, not after.
         inside = there[:, None] & (column < n)
-        at = begin[:, None] + row_tree.element_offset(
+        offset = row_tree.element_offset(
             column, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
         )
-        early = row_tree.load(at, inside, 0.0, EVEN)
+        early = _element(begin[:, None] + offset, more[:, None] + offset, inside, EVEN, ADDED)
         scale = _parameter(weight, column, inside, EVEN, WEIGHT)
         shift = _parameter(bias, column, inside, EVEN, BIAS)
     if CENTRED:
         total = _moment(
-            begin, there, n, mean, element_size, element_outer, element_inner,
-            CENTRED, False, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
+            begin, more, there, n, mean, element_size, element_outer, element_inner,
+            ADDED, CENTRED, False, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
         )  # fmt: skip
         mean = functions.divide(total, of_length)
     squares = _moment(
-        begin, there, n, mean, element_size, element_outer, element_inner,
-        CENTRED, True, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
+        begin, more, there, n, mean, element_size, element_outer, element_inner,
+        ADDED, CENTRED, True, CHUNKS, STEPS, UNROLL, ELEMENT_TWO, WIDE, WHOLE, FULL,
     )  # fmt: skip
     rstd = _rstd(squares, of_length, tl.full((ROWS,), eps, dtype))
     for tile in range(0, TILE if EARLY else n, TILE):
@@ -127,15 +141,15 @@ def _normalize(
         if EARLY:
             value = early
         else:
-            at = begin[:, None] + row_tree.element_offset(
-                i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE
-            )
-            value = row_tree.load(at, inside, 0.0, EVEN)
+            offset = row_tree.element_offset(i, element_size, element_outer, element_inner, ELEMENT_TWO, WIDE)
+            value = _element(begin[:, None] + offset, more[:, None] + offset, inside, EVEN, ADDED)
             scale = _parameter(weight, i, inside, EVEN, WEIGHT)
             shift = _parameter(bias, i, inside, EVEN, BIAS)
         y = _centred(functions.widened(value), mean[:, None], CENTRED) * rstd[:, None]
         y = functions.rounded(_affine(y, scale, shift, WEIGHT, BIAS), out.dtype.element_ty)
-        row_tree.store(target + i, y, inside, EVEN)
+        row_tree.store(out + target + i, y, inside, EVEN)
+        if ADDED:
+            row_tree.store(sums + target + i, value, inside, EVEN)
     if CENTRED:
         tl.store(means + row, functions.rounded(mean, means.dtype.element_ty), mask=there)
     tl.store(rstds + row, functions.rounded(rstd, rstds.dtype.element_ty), mask=there)
@@ -180,6 +194,7 @@ def _long(x: torch.Tensor, rows: int, weight, bias, eps, out, rstds, *, centred:
 
 def _normalized(
     x: torch.Tensor,
+    more: torch.Tensor | None,
     normalized_shape: Sequence[int],
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -187,31 +202,39 @@ def _normalized(
     statistics: torch.dtype,
     *,
     centred: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
+    """x + more if there is more, the result, means (rstds if not centred) and rstds."""
     outer = x.dim() - len(normalized_shape)
     shape = [*x.shape[:outer], *[1] * len(normalized_shape)]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    sums = out if more is None else torch.empty_like(out)
     rstds = x.new_empty(shape, dtype=statistics)
     means = torch.empty_like(rstds) if centred else rstds
     if weight is not None:
         weight = weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
+    if more is not None and more.stride() != x.stride():
+        x, more = x.contiguous(), more.contiguous()
     rows, view = as_rows(x, range(outer, x.dim()))
     if view.n == 0:
         # Of no elements eager says that the mean is 0; the variance is 0 / 0.
-        return out, means.zero_(), rstds.fill_(torch.nan)
+        return sums, out, means.zero_(), rstds.fill_(torch.nan)
     if view.rows == 0:
-        return out, means, rstds
+        return sums, out, means, rstds
     given = [None if p is None else p.dtype for p in (weight, bias)]
-    launch = _launch(x.device.index, x.dtype, statistics, view, *given, float(eps), centred)
+    launch = _launch(x.device.index, x.dtype, statistics, view, *given, float(eps), centred, more is not None)
     if launch is None:
+        if more is not None:
+            rows = torch.add(x, more, out=sums)
         found = _long(rows, view.rows, weight, bias, eps, out, rstds, centred=centred)
         if centred:
             means = torch.where(found.isnan(), torch.nan, found.to(statistics)).view(shape)
-        return out, means, rstds
-    launch(rows, out if weight is None else weight, out if bias is None else bias, out, means, rstds)
-    return out, means, rstds
+        return sums, out, means, rstds
+    other = rows if more is None else as_rows(more, range(outer, x.dim()))[0]
+    scale, shift = (out if p is None else p for p in (weight, bias))
+    launch(rows, other, scale, shift, out, sums, means, rstds)
+    return sums, out, means, rstds
 
 
 @functools.lru_cache(maxsize=4096)
@@ -224,6 +247,7 @@ def _launch(
     bias: torch.dtype | None,
     eps: float,
     centred: bool,
+    added: bool,
 ) -> Launch | None:
     """None where rows are too long for a program. weight, bias: their dtypes."""
     blocks = Blocks.for_rows(view, size=dtype.itemsize, most_chunks=_MOST_CHUNKS, alike=2)
@@ -232,9 +256,16 @@ def _launch(
     numbers = {"rows": view.rows, "n": view.n, "length": float(view.n), "eps": eps}
     given = (weight is not None) + (bias is not None)
     early = view.n <= blocks.TILE and blocks.TILE * (blocks.ROWS + given) <= _EARLY * 32 * blocks.num_warps
-    choices = {"CENTRED": centred, "WEIGHT": weight is not None, "BIAS": bias is not None, "EARLY": early}
+    choices = {"ADDED": added, "CENTRED": centred, "EARLY": early}
+    choices |= {"WEIGHT": weight is not None, "BIAS": bias is not None}
     arguments = {**numbers, **choices, **view.arguments(), **blocks.arguments(_normalize), **COMPILATION}
     return Launch(_normalize, (triton.cdiv(view.rows, blocks.ROWS),), arguments)
+
+
+def _statistics(x: torch.Tensor, *parameters: torch.Tensor | None) -> torch.dtype:
+    # Eager keeps the statistics in x's dtype, or in fp32 when the parameters are wider than x.
+    same = all(p is None or p.dtype == x.dtype for p in parameters)
+    return x.dtype if same else acc_dtype(x.dtype)
 
 
 @implements("layer_norm")
@@ -244,16 +275,41 @@ def layer_norm(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # Eager keeps the statistics in x's dtype, or in fp32 when the parameters are wider than x.
-    same = all(t is None or t.dtype == x.dtype for t in (weight, bias))
-    statistics = x.dtype if same else acc_dtype(x.dtype)
-    return _normalized(x, normalized_shape, weight, bias, eps, statistics, centred=True)
+) -> tuple[torch.Tensor, ...]:
+    statistics = _statistics(x, weight, bias)
+    return _normalized(x, None, normalized_shape, weight, bias, eps, statistics, centred=True)[1:]
+
+
+@implements("added_layer_norm")
+def added_layer_norm(
+    x: torch.Tensor,
+    more: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    statistics = _statistics(x, weight, bias)
+    return _normalized(x, more, normalized_shape, weight, bias, eps, statistics, centred=True)
 
 
 @implements("rms_norm")
 def rms_norm(
     x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    out, _, rstd = _normalized(x, normalized_shape, weight, None, eps, acc_dtype(x.dtype), centred=False)
+) -> tuple[torch.Tensor, ...]:
+    statistics = acc_dtype(x.dtype)
+    _, out, _, rstd = _normalized(x, None, normalized_shape, weight, None, eps, statistics, centred=False)
     return out, rstd
+
+
+@implements("added_rms_norm")
+def added_rms_norm(
+    x: torch.Tensor,
+    more: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    statistics = acc_dtype(x.dtype)
+    sums, out, _, rstd = _normalized(x, more, normalized_shape, weight, None, eps, statistics, centred=False)
+    return sums, out, rstd
