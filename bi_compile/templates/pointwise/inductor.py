@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
+
 from bi_compile.templates.pointwise import gpu_functions
 from bi_compile.templates.pointwise.functions import expressions
 
@@ -28,6 +30,9 @@ def canonical_codegen() -> Iterator[None]:
             code = _triton_code(name, arguments)
             stack.enter_context(mock.patch.object(kernels, name, staticmethod(code)))
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
+        # Before torch 2.13 a cast to bf16 or fp16 that the graph asks for is none in a fused kernel.
+        cast = _rounding_cast(kernels.to_dtype)
+        stack.enter_context(mock.patch.object(kernels, "to_dtype", staticmethod(cast)))
         # On other devices than the CPU it multiplies with the reciprocal of a divisor that it knows.
         stack.enter_context(mock.patch.object(lowering, "get_constant_value", return_value=None))
         # Its arithmetic on constants, meant for indices, has no roundings between the steps.
@@ -54,6 +59,15 @@ def _integers_only(symbolic: Any, name: str) -> Callable[..., Any]:
         return NotImplemented if dtype.is_floating_point else stock(value, dtype, *args, **kwargs)
 
     return build
+
+
+def _rounding_cast(stock: Callable[..., str]) -> Callable[..., str]:
+    def to_dtype(x: Any, dtype: Any, src_dtype: Any = None, use_compute_types: bool = True) -> str:
+        if use_compute_types and dtype in (torch.bfloat16, torch.float16):
+            return f"({stock(x, dtype, src_dtype, use_compute_types=False)}).to(tl.float32)"
+        return stock(x, dtype, src_dtype, use_compute_types)
+
+    return to_dtype
 
 
 def _triton_code(name: str, arguments: int) -> Callable[..., str]:
