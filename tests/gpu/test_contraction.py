@@ -174,9 +174,13 @@ def test_tensors_on_two_devices_are_refused():
         bi.mm(torch.ones(2, 2, device="cuda"), torch.ones(2, 2))
 
 
-def test_tf32_is_never_used(monkeypatch):
+def test_tf32_is_never_used():
     a, b = (torch.randn(64, 64, device="cuda") for _ in range(2))
     expected = bi.mm(a, b)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert_same_bits(bi.mm(a, b), expected, "allow_tf32")
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert_same_bits(bi.mm(a, b), expected, "allow_tf32")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     assert numerics.CONTRACTION_GPU_FP32_BLOCK == 32

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import bi_compile
 from bi_compile.templates import normalization, reduction, softmax
 from bi_compile.templates.normalization import oracle as normalization_oracle
 from bi_compile.templates.pointwise import contract as pointwise
@@ -141,6 +143,42 @@ def test_norms_are_the_cpus(dtype):
         ):
             for f, e in zip(found, expected, strict=True):
                 assert_same_bits(f.cpu(), oracle.rounded(e, f.dtype), f"{shape}")
+
+
+@EACH_DTYPE
+def test_a_sum_joined_with_its_norm_is_both(dtype, tmp_path):
+    for shape in ((3, 70), (300, 4096), (2, 5, 768), (2, 70_000)):
+        x, h = (data(*shape, dtype=dtype).cuda() for _ in range(2))
+        w = torch.randn(shape[-1], device="cuda").to(dtype)
+
+        def both(x, h, w):
+            y = x + h
+            return y, F.layer_norm(y, w.shape, w, w), F.rms_norm(h + x, w.shape, w, 1e-6)
+
+        torch.compiler.reset()
+        options = {"dump": str(tmp_path)}
+        y, layer, rms = torch.compile(both, backend="batch_invariant", options=options)(x, h, w)
+        assert_same_bits(y, x + h)
+        assert_same_bits(layer, normalization.layer_norm(x + h, w.shape, w, w)[0])
+        assert_same_bits(rms, normalization.rms_norm(x + h, w.shape, w)[0])
+    graphs = "".join(file.read_text() for file in tmp_path.glob("*/*joined.py"))
+    assert "added_layer_norm" in graphs
+    assert "added_rms_norm" in graphs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_casts_within_a_fused_kernel_round(dtype):
+    torch.compiler.reset()
+
+    def cast(x):
+        y = (x.float() * 1.7 - 0.3).to(dtype)
+        return y.float() * 2.3, F.silu(y)
+
+    x = torch.randn(10_001, device="cuda").to(dtype)
+    with bi_compile.eager():
+        expected = cast(x)
+    for found, alone in zip(torch.compile(cast, backend="batch_invariant")(x), expected, strict=True):
+        assert_same_bits(found, alone)
 
 
 @pytest.mark.parametrize("name", ["exp", "erf", "tanh", "sigmoid", "rsqrt", "log1p", "sin", "pow"])

@@ -18,6 +18,7 @@ from bi_compile.templates.gpu.device import Processor
 
 PROCESSORS = {
     80: Processor(80, 108, 166912),
+    86: Processor(86, 84, 101376),
     89: Processor(89, 128, 101376),
     90: Processor(90, 132, 232448),
     100: Processor(100, 148, 232448),

@@ -23,7 +23,8 @@ ORDERS = {
         "sequence": f"sum[512 of K](0; sum[32 of 512](0; {BLOCK})) by tf32 k8",
     },
 }
-FAMILIES = {80: {"mma.sync"}, 89: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"tcgen05.mma"}}
+OLD = {"mma.sync"}
+FAMILIES = {80: OLD, 86: OLD, 89: OLD, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"tcgen05.mma"}}
 
 
 def evaluated(expression: str):
@@ -37,6 +38,7 @@ def evaluated(expression: str):
     [
         (80, "bfloat16", ["one", "sequence"]),
         (80, "float32", ["one"]),
+        (86, "float16", ["one"]),
         (89, "bfloat16", ["one"]),
         (90, "bfloat16", ["one", "sequence", "parallel"]),
         (90, "float16", ["one"]),

@@ -78,6 +78,11 @@ def test_any_layout_and_dims(layout):
         check_reduction("sum", LAYOUTS[layout](sample("sum", 3, 34, 5, dtype=torch.float32)), dims)
 
 
+@pytest.mark.parametrize("n", [65, 81, 100])
+def test_many_short_rows(n):
+    check_reduction("mean", sample("mean", 300, n, dtype=torch.float32), (1,))
+
+
 def test_more_dims_than_the_kernels_walk():
     x = data(2, 3, 2, 3, 2, 3, dtype=torch.float32).permute(5, 2, 0, 4, 1, 3)
     for dims in ((0, 2, 4), (1, 3), (0, 1, 4, 5)):
@@ -160,6 +165,30 @@ def test_norms_of_long_rows_are_the_oracle():
     check_norms(data(2, 5000, dtype=torch.float32), 1, torch.float32)
 
 
+def check_joined(x: torch.Tensor, more: torch.Tensor, w: torch.Tensor) -> None:
+    total = x + more
+    for joined, norm, arguments in (
+        (normalization.added_layer_norm, normalization.layer_norm, (w.shape, w, w, 1e-5)),
+        (normalization.added_rms_norm, normalization.rms_norm, (w.shape, w, 1e-6)),
+    ):
+        found = joined(x, more, *arguments)
+        for a, b in zip(found, (total.contiguous(), *norm(total, *arguments)), strict=True):
+            assert_same_bits(a, b, f"{tuple(x.shape)} {x.stride()} {more.stride()}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sum_joined_with_its_norm_is_both(dtype):
+    for shape in ((3, 70), (2, 2, 33), (2, 1030)):
+        x, more = data(*shape, dtype=dtype), data(*shape, dtype=dtype).flip(0)
+        check_joined(x, more, torch.randn(shape[-1]).to(dtype))
+    check_joined(data(40, 5, dtype=dtype).t(), data(5, 40, dtype=dtype), torch.randn(40).to(dtype))
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_a_long_sum_joined_with_its_norm_is_both():
+    check_joined(data(2, 5000, dtype=torch.float32), torch.randn(2, 5000), torch.randn(5000))
+
+
 def test_blocks_change_no_bit(monkeypatch):
     x, w = data(5, 2100, dtype=torch.float32), torch.randn(2100)
 
@@ -197,6 +226,8 @@ for dtype, shape in ((torch.bfloat16, (4096, 4096)), (torch.float32, (1, 768))):
     reduction.sum(x, (1,), False), reduction.sum(x, (0,), False), reduction.argmax(x, (1,), False)
     softmax.softmax(x, 1)
     normalization.layer_norm(x, shape[1:], w, w, 1e-5), normalization.rms_norm(x, shape[1:], w, 1e-6)
+    normalization.added_layer_norm(x, x, shape[1:], w, w, 1e-5)
+    normalization.added_rms_norm(x, x, shape[1:], w, 1e-6)
 reduction.logsumexp(torch.empty(2, 200000), (1,), False)
 for build in compiled.BUILDS:
     assert build["local"] == build["stack"] == 0, build
@@ -205,7 +236,7 @@ print(len(compiled.BUILDS))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 86, 90, 100])
 def test_compiled_kernels_spill_nothing_and_contract_nothing(capability):
     # libdevice's functions are written with fused multiply-adds, so softmax has some of its own.
     assert int(run_compiled(_BUILD.format(capability=capability))) > 10

@@ -93,7 +93,8 @@ class Blocks:
             chunks //= 2
         if view.rows < PROGRAMS:
             return cls.of(view, chunks, rows=1, each=1, size=size)
-        each = (4 if chunks <= 4 else 2) * max(1, min(4, 256 // max(1, view.n)))
+        short = power_of_two(view.n)
+        each = (4 if chunks <= 4 else 2) * max(1, min(4, 256 // short))
         return cls.of(view, chunks, rows=max(1, each // chunks), each=each, size=size)
 
     def arguments(self, kernel: Any) -> dict[str, Any]:
