@@ -11,12 +11,15 @@ def compare(
     ours: Callable[[], object], stock: Callable[[], object], turns: int = 3
 ) -> tuple[float, float, float]:
     """Microseconds of ours, of stock, and the median ratio ours / stock."""
-    times = [
-        (1e3 * do_bench_cudagraph(ours, rep=20), 1e3 * do_bench_cudagraph(stock, rep=20))
-        for _ in range(turns)
-    ]
-    ratio = statistics.median(a / b for a, b in times)
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), ratio
+    times = in_turns(ours, stock, turns=turns)
+    ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
+    return *map(statistics.median, times), ratio
+
+
+def in_turns(*calls: Callable[[], object], turns: int = 3) -> list[list[float]]:
+    """Microseconds of each call, once a turn."""
+    times = [[1e3 * do_bench_cudagraph(call, rep=20) for call in calls] for _ in range(turns)]
+    return [list(of_one) for of_one in zip(*times, strict=True)]
 
 
 def machine() -> str:
