@@ -76,7 +76,7 @@ def check(
     if not found.compilations or found.left_alone:
         return Verdict(FAILED, "something was left to stock PyTorch")
     exact = architecture.call(copy.deepcopy(model).double())
-    many = tuple(architecture.samples(MANY, DTYPES[dtype]).values())
+    many = tuple(x.to(device) for x in architecture.samples(MANY, DTYPES[dtype]).values())
     ratio = _error_ratio(compiled, stock, exact, many)
     return (
         Verdict(INVARIANT) if ratio <= TOLERANCE else Verdict(INACCURATE, f"{ratio:.2f} times stock's error")

@@ -13,7 +13,7 @@ from tests.architectures.zoo import ARCHITECTURES
 NAMES = (
     "bert", "distilbert", "albert", "electra", "mpnet", "roberta", "gpt2", "gpt-neox", "llama", "qwen2",
     "qwen3",
-    "mistral", "phi3", "opt", "olmo2", "gemma2",
+    "mistral", "phi3", "opt", "olmo2", "gemma2", "vit", "convnext", "timm resnet18", "timm mobilenetv3",
 )  # fmt: skip
 CHOSEN = [a for a in ARCHITECTURES if a.name in NAMES]
 
@@ -32,6 +32,9 @@ def test_invariant(architecture, dtype):
 
 
 def test_stock_pytorch_fails_the_same_check():
-    """The control over the list."""
-    varied = [a.name for a in CHOSEN for dtype in ("fp32", "bf16") if stock_varies(a, dtype, device="cuda")]
-    assert len(set(varied)) >= len(CHOSEN) // 4, varied
+    """The control over the list, as far as it takes to find enough that do."""
+    varied = []
+    for architecture in CHOSEN:
+        if len(varied) < len(CHOSEN) // 4:
+            varied += [d for d in ("bf16", "fp32") if stock_varies(architecture, d, device="cuda")][:1]
+    assert len(varied) >= len(CHOSEN) // 4
