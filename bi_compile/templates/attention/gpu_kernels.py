@@ -120,19 +120,20 @@ def attend(
             rest = head - band * together * tiles
             head = band * together + rest % width
             tile = tiles - 1 - rest // width
+        batch, kv_head = head // kv_heads, head % kv_heads
+        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
+        if APART:
+            query = _spread(query, BLOCK_M // GROUP if GROUP < BLOCK_M else 1)
+            row = query * GROUP + row % GROUP
+        left = query < queries
+        flags_of_rows = flags
+        if APART:
+            flags_of_rows = flags + (split * tiles + row // ROWS_OF_TILE) * all_heads + head
+            left = left & ((tl.load(flags_of_rows, mask=left, other=0) & _SEVERAL) != 0)
+            wanted = tl.max(left.to(tl.int32), 0)
         if wanted != 0:
-            batch, kv_head = head // kv_heads, head % kv_heads
             far_batch = batch.to(tl.int64)
-            row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
-            if APART:
-                query = _spread(query, BLOCK_M // GROUP if GROUP < BLOCK_M else 1)
-                row = query * GROUP + row % GROUP
-            left = query < queries
-            flags_of_rows = flags
-            if APART:
-                flags_of_rows = flags + (split * tiles + row // ROWS_OF_TILE) * all_heads + head
-                left = left & ((tl.load(flags_of_rows, mask=left, other=0) & _SEVERAL) != 0)
             k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
             v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head
             q_at = own_head * q_head + query.to(tl.int64) * q_row
