@@ -167,6 +167,10 @@ def test_a_sliding_window_whose_cache_drops_what_left_it(dtype, monkeypatch):
         assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}")
         row = run(q[:, :, i : i + 1], k, v, window[:, :, i : i + 1])
         assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}, nothing dropped")
+    v[:, :, 650] = NAN
+    found = run(q, k, v, window)
+    assert_same_bits(found[:, :, :650].contiguous(), whole[:, :, :650].contiguous(), "rows without that key")
+    assert found[:, :, 650:].isnan().all()
 
 
 @EACH_DTYPE
