@@ -90,11 +90,6 @@ def splits_of(keys: int) -> int:
     return ATTENTION_GPU_FIRST_SPLITS // 2 + triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
 
 
-def _merged_at_once(splits: int) -> int:
-    """How many splits are on the way together when they are merged: few kinds, since each is compiled."""
-    return power_of_two(splits) if splits <= 8 else min(32, 8 * triton.cdiv(splits, 8))
-
-
 def _multiprocessors(x: torch.Tensor) -> int:
     return processor(x.device.index or 0).multiprocessors if x.device.type == "cuda" else 1
 
@@ -199,7 +194,7 @@ def attention(
         merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, AT_ONCE=_merged_at_once(splits),
+            FLAGGED=flagged, EARLY=early, AT_ONCE=min(8, power_of_two(splits)),
             num_warps=1 if block == 1 else 4,
             **({"launch_pdl": True} if early else {}), **COMPILATION,
         )  # fmt: skip
