@@ -15,7 +15,7 @@ from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
-from bi_compile.passes.dropout import place_batch
+from bi_compile.passes.dropout import place_batch, run_unplaced
 from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
 from bi_compile.passes.residual import join_sums_and_norms
@@ -51,7 +51,7 @@ def batch_invariant(
     guesses = tuple(entry.shared_by_guess(own) for entry, own in zip(inputs, dims, strict=True))
     dump = Dump(parsed.dump, module, dims)
     dump.graph("captured", module.graph)
-    capture(module, parsed.dropout)
+    capture(module)
     dump.graph("whole_ops", module.graph)
     compiled = inductor.compile_graph(
         module,
@@ -81,6 +81,7 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
             dump.verified(graph, verify(graph, "ignore", flow), flow)
         raise
     record_graph(dump.verified(graph, verdicts, flow))
+    run_unplaced(graph)
     if join_sums_and_norms(graph):
         dump.graph("joined", graph)
     if keep_what_is_read(graph):

@@ -47,9 +47,7 @@ PIPELINE = (
 class DecompositionTable(dict[torch._ops.OpOverload, Callable[..., Any]]):
     """Op -> decomposition. Pickled by reference, so that Inductor's caches can key on it."""
 
-    def __init__(
-        self, table: Mapping[torch._ops.OpOverload, Callable[..., Any]] = {}, dropout: str = "refuse"
-    ):
+    def __init__(self, table: Mapping[torch._ops.OpOverload, Callable[..., Any]], dropout: str) -> None:
         super().__init__(table)
         self._dropout = dropout
 
@@ -60,7 +58,7 @@ class DecompositionTable(dict[torch._ops.OpOverload, Callable[..., Any]]):
 @cache
 def decompositions(dropout: str = "refuse") -> DecompositionTable:
     """Inductor's own decompositions with ours in front. dropout: the option."""
-    stock = DecompositionTable(inductor.stock_decompositions())
+    stock = inductor.stock_decompositions()
     ours = {op: _or_stock(build, stock[op]) if op in stock else build for op, build in canonical().items()}
     if dropout == "per_sample":
         ours |= {rewrite.op: rewrite.build for rewrite in per_sample_dropout.REWRITES}

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bi_compile.passes import dropout as per_sample_dropout
-from bi_compile.passes import flex_attention, recurrent, varlen_attention
+from bi_compile.passes import dropout, flex_attention, recurrent, varlen_attention
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
 
@@ -45,10 +44,19 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def _attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    *rest: Any,
+    **options: Any,
 ) -> torch.Tensor:
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    return attention.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
+    if dropout_p > 0 and torch.compiler.is_compiling():
+        # Left to the dropout in it, which the option makes one per sample, or the final check refuses.
+        return dropout.attention(query, key, value, attn_mask, dropout_p, *rest, **options)
+    return attention.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, *rest, **options)
 
 
 def _cdist(
@@ -116,25 +124,15 @@ def captured(target: Any) -> Any:
     return CAPTURED.get(target)
 
 
-def capture(module: fx.GraphModule, dropout: str = "refuse") -> None:
-    """Replace captured functions in a graph from Dynamo, nested graphs included, in place.
-
-    dropout: the option; "per_sample" takes attention with dropout apart.
-    """
+def capture(module: fx.GraphModule) -> None:
+    """Replace captured functions in a graph from Dynamo, nested graphs included, in place."""
     for graph_module in module.modules():
         if not isinstance(graph_module, fx.GraphModule):
             continue
         changed = False
         for node in graph_module.graph.nodes:
             if node.op == "call_function" and (ours := captured(node.target)) is not None:
-                apart = dropout == "per_sample" and ours is _attention_op and _dropout_of(node) > 0
-                node.target = per_sample_dropout.attention if apart else ours
+                node.target = ours
                 changed = True
         if changed:
             graph_module.recompile()
-
-
-def _dropout_of(node: fx.Node) -> float:
-    """The dropout of a call of scaled_dot_product_attention; 1 where it is computed in the graph."""
-    given = node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0)
-    return given if isinstance(given, int | float) else 1.0

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from bi_compile.analysis.flow import BatchFlow
-from bi_compile.analysis.sizes import ONE
-from bi_compile.passes.isolation import only_guessed
+from bi_compile.passes.isolation import batch_of, only_guessed
 from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.templates.attention.contract import apply_mask, check_inputs, default_scale
 from bi_compile.templates.dropout.contract import dropout_mask, dropout_mask_op
 
 aten = torch.ops.aten
@@ -44,25 +44,32 @@ def attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`scaled_dot_product_attention` with dropout of the weights, by products and a softmax in fp32 or wider.
+    """The template's `scaled_dot_product_attention` with dropout of the weights, by products and a softmax.
 
-    Shapes as there. All weights are in memory: the template has none that could be dropped.
+    Arguments, result and errors as there; in fp32 or wider. All weights are in memory: the template has none
+    that could be dropped.
     """
+    check_inputs(query, key, value, attn_mask, is_causal)
+    scale = default_scale(query) if scale is None else scale
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (t.to(wide) for t in (query, key, value))
-    if enable_gqa:
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    scores = q @ k.mT * (1 / math.sqrt(max(int(q.shape[-1]), 1)) if scale is None else scale)
-    if is_causal:
-        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None:
-        is_bool = attn_mask.dtype == torch.bool
-        scores = torch.where(attn_mask, scores, -math.inf) if is_bool else scores + attn_mask
-    # A row without any key is zero, as in the template.
-    hidden = (scores == -math.inf).all(-1, keepdim=True)
-    weights = torch.where(hidden, 0.0, torch.softmax(scores, -1))
-    return (F.dropout(weights, dropout_p) @ v).to(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (t.to(wide) for t in (query, key, value))
+        if enable_gqa and min(q.dim(), k.dim(), v.dim()) >= 3:
+            k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+        scores = q @ k.mT * scale
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = apply_mask(scores, attn_mask, is_causal)
+        # A row without any key is zero, as in the template.
+        hidden = (scores == -math.inf).all(-1, keepdim=True)
+        weights = torch.where(hidden, 0.0, torch.softmax(scores, -1))
+        if sinks is not None:
+            share = torch.sigmoid(torch.logsumexp(scores, -1) - sinks.to(wide).unsqueeze(-1))
+            weights = weights * share.unsqueeze(-1)
+        return (F.dropout(weights, dropout_p) @ v).to(query.dtype)
 
 
 def place_batch(graph: fx.Graph, flow: BatchFlow, guesses: Sequence[bool]) -> bool:
@@ -71,20 +78,30 @@ def place_batch(graph: fx.Graph, flow: BatchFlow, guesses: Sequence[bool]) -> bo
     One stays, for the check of the graph to refuse, where the batch could not be followed to it or lies in no
     dim of its own (or as B*S with S known). guesses: as for `isolate`.
     """
-    masks = graph.find_nodes(op="call_function", target=dropout_mask_op)
+    masks = _masks(graph)
     guessed = only_guessed(graph, guesses) if masks else set()
     changed = False
     for node in masks:
-        x, seed, p = node.args[:3]
-        known = flow.flows.get(x)
-        axes = () if known is None else known.axes
-        if known is None or len(axes) > 1 or (not axes and x in guessed):
+        x: Any = node.args[0]
+        if flow.flows.get(x) is None or (not flow.flows[x].axes and x in guessed):
             continue
-        if any(a.ragged or a.outer != ONE or a.inner.factors for a in axes):
-            continue
-        node.args = (x, seed, p, axes[0].dim, axes[0].inner.number) if axes else (x, seed, p, 0, 0)
-        changed = True
+        dims, rows = batch_of([x], flow)
+        if dims is not None:
+            whole = dims == [-1]
+            node.args = (*node.args[:3], 0 if whole else dims[0], 0 if whole else rows[0])
+            changed = True
     return changed
+
+
+def run_unplaced(graph: fx.Graph) -> None:
+    """Let masks that the check has let through unplaced take the whole batch for one sample."""
+    for node in _masks(graph):
+        if not is_placed(node):
+            node.args = (*node.args[:3], 0, 0)
+
+
+def _masks(graph: fx.Graph) -> list[fx.Node]:
+    return list(graph.find_nodes(op="call_function", target=dropout_mask_op))
 
 
 def is_placed(node: fx.Node) -> bool:

@@ -66,7 +66,7 @@ def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:
 
     args = [replaced(a) for a in node.args]
     kwargs = {name: replaced(a) for name, a in node.kwargs.items()}
-    dims, rows = _batch_of(tensors.nodes, flow)
+    dims, rows = batch_of(tensors.nodes, flow)
     results = _results_of(node, flow)
     symbols = {symbol for size in flow.batches.values() for symbol in size.symbols}
     if dims is None or results is None or any(_depends(n, symbols) for n in numbers.nodes):
@@ -114,7 +114,11 @@ class _Places:
         return self.nodes.index(node)
 
 
-def _batch_of(nodes: list[fx.Node], flow: BatchFlow) -> tuple[list[int] | None, list[int]]:
+def batch_of(nodes: list[fx.Node], flow: BatchFlow) -> tuple[list[int] | None, list[int]]:
+    """The dim of each node that holds the batch, -1 for none, and how many of its elements are one sample's.
+
+    None where one holds it otherwise: with another batch, ragged, or in a product that cannot be cut.
+    """
     dims, rows = [], []
     for node in nodes:
         axes = flow.flows[node].axes

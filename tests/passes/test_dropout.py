@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bi_compile.report import collect
+import bi_compile
+from bi_compile.integrations import transformers
+from bi_compile.report import LEFT_ALONE, collect
 from tests.bits import assert_same_bits, same_bits
 
 PER_SAMPLE: dict[str, Any] = {"dropout": "per_sample"}
@@ -91,16 +93,24 @@ MASKS = {
     "causal": {"is_causal": True},
     "boolean": {"attn_mask": torch.arange(12) < torch.tensor([[5], [12], [0], [9]]).repeat(3, 1)},
     "numbers": {"attn_mask": torch.linspace(-3, 3, 144).view(12, 12)},
+    "the lowest number": {"attn_mask": torch.ones(12, 12).triu(-2) * torch.finfo(torch.float32).min},
+    "softcap and sinks": {"is_causal": True, "softcap": 2.0},
 }
 
 
 class Attention(nn.Module):
-    def __init__(self, p, is_causal=False, attn_mask=None):
+    mask: torch.Tensor | None
+
+    def __init__(self, p, is_causal=False, attn_mask=None, **ours):
         super().__init__()
-        self.p, self.is_causal = p, is_causal
+        self.p, self.is_causal, self.ours = p, is_causal, ours
         self.register_buffer("mask", attn_mask)  # shared by all samples, and known to be
+        self.register_buffer("sinks", torch.linspace(-1, 1, 4) if ours else None)
 
     def forward(self, q, k, v):
+        if self.ours:  # what transformers calls after `prepare`
+            options = {**self.ours, "s_aux": self.sinks, "dropout": self.p, "is_causal": self.is_causal}
+            return transformers.attention(self, q, k, v, self.mask, **options)[0].transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, self.mask, self.p, self.is_causal, enable_gqa=True)
 
 
@@ -116,9 +126,48 @@ def test_dropout_of_the_weights_of_attention(mask):
         torch.manual_seed(3)
         assert_same_bits(ours(q[order], k[order], v[order]), runs[3][order], f"samples {order}")
     # On average nothing is lost: not of the values, nor of the weights, whose sum the last value is.
-    exact = Attention(0.0, **MASKS[mask])(q.double(), k.double(), v.double())
+    # Control: stock attention loses other weights of a sample at another place.
+    if "softcap" not in mask:
+        stock = [
+            torch.manual_seed(3) and Attention(0.3, **MASKS[mask])(q[i], k[i], v[i]) for i in ([4, 6], [6])
+        ]
+        assert not same_bits(stock[0][1], stock[1][0])
+    with bi_compile.eager():
+        exact = Attention(0.0, **MASKS[mask]).double()(q.double(), k.double(), v.double())
     error = (runs.double().mean(0) - exact).abs() / (runs.double().std(0) / len(seeds) ** 0.5 + 1e-6)
     assert error.max() < 6
+
+
+def test_attention_with_dropout_follows_autocast():
+    torch.compiler.reset()
+    ours = torch.compile(Attention(0.3), backend="batch_invariant", options=PER_SAMPLE)
+    q = torch.randn(3, 2, 5, 8)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours(q, q, q)
+    torch.manual_seed(0)
+    assert_same_bits(found, ours(*[q.bfloat16()] * 3), "autocast")
+
+
+def test_warn_runs_what_could_not_be_placed():
+    torch.compiler.reset()
+    options: dict[str, Any] = {**PER_SAMPLE, "on_unsupported": "warn"}
+    fn, _, _ = REFUSED["samples that lie interleaved"]
+    compiled = torch.compile(fn, backend="batch_invariant", options=options)
+    with pytest.warns(RuntimeWarning, match="leaves bi_compile.dropout_mask"), collect() as report:
+        y = compiled(MEMBERS)
+    assert 0.3 < (y == 0).double().mean() < 0.7
+    assert any(v.op == "bi_compile.dropout_mask" and v.kind == LEFT_ALONE for v in report.verdicts)
+
+
+def test_warn_leaves_the_dropout_of_attention_as_it_is():
+    torch.compiler.reset()
+    fn, _, _ = REFUSED["attention by default"]
+    compiled = torch.compile(fn, backend="batch_invariant", options={"on_unsupported": "warn"})
+    with pytest.warns(RuntimeWarning, match="rand"):
+        y = compiled(MEMBERS)
+    torch.manual_seed(0)
+    assert not same_bits(compiled(MEMBERS), y)
 
 
 def test_the_report_names_the_op():
@@ -130,6 +179,11 @@ def test_the_report_names_the_op():
 
 
 REFUSED = {
+    "attention by default": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
+        {},
+        r'options=\{"dropout": "per_sample"\}',
+    ),
     "by default": (lambda x: F.dropout(x, 0.5), {}, r'options=\{"dropout": "per_sample"\}'),
     "other noise": (lambda x: x + torch.randn_like(x), PER_SAMPLE, "depend on the position"),
     "noise that is dropped out": (

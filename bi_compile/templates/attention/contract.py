@@ -190,7 +190,7 @@ def attention_backward(
 
     scores = (bmm(q_rows, k_rows.transpose(1, 2)) * scale).reshape(batch, heads, queries, keys)
     capped = torch.tanh(scores / softcap) if softcap else scores
-    scores = _apply_mask(capped * softcap if softcap else scores, mask, is_causal)
+    scores = apply_mask(capped * softcap if softcap else scores, mask, is_causal)
     # A row without any key has the logsumexp -inf and no gradient.
     finite_lse = torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)
     weights = torch.exp(scores - finite_lse)
@@ -220,7 +220,8 @@ def attention_backward(
     )
 
 
-def _apply_mask(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+def apply_mask(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+    """The scores [..., Lq, Lk] with the mask added, -inf where it hides; its lowest number replaces them."""
     if is_causal:
         queries, keys = scores.shape[-2:]
         query = torch.arange(queries, device=scores.device).unsqueeze(1)
@@ -259,10 +260,20 @@ def scaled_dot_product_attention(
     and has no value; the output is multiplied by 1 / (1 + exp(sink - logsumexp)).
     Raises UnsupportedDtypeError, UnsupportedOpError for dropout, and RuntimeError where stock does.
     """
-    _refuse(query, key, value, attn_mask, dropout_p, is_causal)
+    name = "scaled_dot_product_attention"
+    refuse_dtype(query, name)
+    if dropout_p > 0:
+        raise UnsupportedOpError(
+            f"{name} with dropout",
+            signature=f"query {_describe(query)}, dropout_p={dropout_p}",
+            where=None,
+            reason="random numbers are drawn for the whole batch: a sample's own depend on its position. "
+            "Call model.eval(), set the dropout of attention to 0, or compile with "
+            'options={"dropout": "per_sample"}.',
+        )
+    check_inputs(query, key, value, attn_mask, is_causal)
     if scale is None:
-        # The head size is a constant of any graph, never an extent of the batch.
-        scale = 1.0 / math.sqrt(max(int(query.shape[-1]), 1))
+        scale = default_scale(query)
     if attn_mask is not None and query.dtype == torch.float64 and attn_mask.dtype == torch.float32:
         attn_mask = attn_mask.double()
 
@@ -310,25 +321,21 @@ def _four_dims(x: torch.Tensor, lead: Sequence[int]) -> torch.Tensor:
     return x[(None,) * (2 - len(lead))]
 
 
-def _refuse(
+def default_scale(query: torch.Tensor) -> float:
+    """1 / sqrt(D). The head size is a constant of any graph, never an extent of the batch."""
+    return 1.0 / math.sqrt(max(int(query.shape[-1]), 1))
+
+
+def check_inputs(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attn_mask: torch.Tensor | None,
-    dropout_p: float,
     is_causal: bool,
 ) -> None:
+    """Raise UnsupportedDtypeError, and RuntimeError where stock scaled_dot_product_attention does."""
     name = "scaled_dot_product_attention"
     refuse_dtype(query, name)
-    if dropout_p > 0:
-        raise UnsupportedOpError(
-            f"{name} with dropout",
-            signature=f"query {_describe(query)}, dropout_p={dropout_p}",
-            where=None,
-            reason="random numbers are drawn for the whole batch: a sample's own depend on its position. "
-            "Call model.eval(), set the dropout of attention to 0, or compile with "
-            'options={"dropout": "per_sample"}.',
-        )
     shapes = f"query {_describe(query)}, key {_describe(key)}, value {_describe(value)}"
     if min(query.dim(), key.dim(), value.dim()) < 2:
         raise RuntimeError(f"{name}: query, key and value must have two dims or more, got {shapes}")
