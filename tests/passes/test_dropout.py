@@ -166,8 +166,7 @@ def test_warn_leaves_the_dropout_of_attention_as_it_is():
     compiled = torch.compile(fn, backend="batch_invariant", options={"on_unsupported": "warn"})
     with pytest.warns(RuntimeWarning, match="rand"):
         y = compiled(MEMBERS)
-    torch.manual_seed(0)
-    assert not same_bits(compiled(MEMBERS), y)
+    assert not same_bits(compiled(MEMBERS), y)  # other numbers each time
 
 
 def test_the_report_names_the_op():
