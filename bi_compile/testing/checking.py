@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from bi_compile.testing.compiling import compiled
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.scripts import script_of
 from bi_compile.testing.subjects import BATCHES, Outcome, RowDiffers, Run, Subject, refusal_of, runner
@@ -68,7 +69,7 @@ def _run_by(module: torch.nn.Module, backend: str, gradients: bool) -> Run:
     if backend == "eager":
         return runner(module, gradients)
     if backend != "canonical":
-        return runner(torch.compile(module, backend=backend), gradients)
+        return runner(compiled(module, backend), gradients)
     import bi_compile
 
     return bi_compile.eager()(runner(module, gradients))

@@ -63,6 +63,7 @@ def _check(
     __tracebackhide__ = True
     import torch
 
+    from bi_compile.testing.compiling import compiled
     from bi_compile.testing.invariance import assert_batch_invariant
     from bi_compile.testing.messages import BatchVarianceError
     from bi_compile.testing.trees import map_tensors
@@ -78,9 +79,9 @@ def _check(
     for partner in ("control", "reference"):
         if options.get(partner) is True:
             options[partner] = model
-    compiled = model if backend == "eager" else torch.compile(model, backend=backend)
+    run = model if backend == "eager" else compiled(model, backend)
     try:
-        report = assert_batch_invariant(compiled, *inputs, **options)
+        report = assert_batch_invariant(run, *inputs, **options)
     except BatchVarianceError as error:
         node.user_properties.append((_PROPERTY, "failed"))
         text = _section(error, backend, model, inputs, options)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bi_compile.testing.checking import OURS, check_model, leaves_graphs
+from bi_compile.testing.compiling import compiled
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.subjects import BATCHES, Outcome, Result, RowDiffers, Subject, one_nan
 
@@ -20,16 +21,6 @@ SHARED = 10
 
 Verdict = Outcome | Exception
 """What `check_model` returns, or raises."""
-
-_SEVERAL = """
-class Several(torch.nn.Module):
-    def __init__(self, members):
-        super().__init__()
-        self.members = torch.nn.ModuleList(members)
-
-    def forward(self, *inputs):
-        return tuple(member(x) for member, x in zip(self.members, inputs, strict=True))
-"""
 
 
 def check_together(
@@ -67,6 +58,15 @@ def check_together(
     return [verdicts[number] for number in range(len(models))]
 
 
+class _Several(torch.nn.Module):
+    def __init__(self, members: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(member(x) for member, x in zip(self.members, inputs, strict=True))
+
+
 @dataclass(frozen=True)
 class _Ready:
     """single: the results of each sample alone, or None where the graph has to say."""
@@ -100,9 +100,7 @@ def _results(
     subjects: Sequence[Subject], single: Any, backend: str, gradients: bool
 ) -> tuple[list[list[Result]], list[list[Result]]]:
     """The results of BATCHES and, without `single`, of each sample alone: of every subject in every call."""
-    names: dict[str, Any] = {"torch": torch}
-    exec(_SEVERAL, names)  # code of its own: Dynamo counts the graphs it has made of one function
-    run = torch.compile(names["Several"]([subject.module for subject in subjects]), backend=backend)
+    run = compiled(_Several([subject.module for subject in subjects]), backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batches = [_call(run, [s.batch(*batch) for s in subjects], gradients) for batch in BATCHES]
