@@ -38,7 +38,7 @@ nearest. So the tensor core's truncation ends with the block and does not grow w
 """
 
 BF16_ORDERS = ("tiles", "pairs")
-"""What a chunk of a bf16 contraction sums, in which order; `templates/contraction/contract.py` spells both.
+"""What a chunk of a bf16 contraction or attention sums, in which order; their `contract.py` spell both.
 
 "tiles" is the order of the AMX instruction TDPBF16PS, about ten times as fast as anything else on machines
 that have it; "pairs" is that of VDPBF16PS, and of every machine without AMX. A process has one of them: its

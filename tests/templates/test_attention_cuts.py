@@ -189,4 +189,7 @@ def test_rows_are_those_of_the_oracle_alone(case):
         exact = float64(x.q, x.k, x.v, mask, False, SCALE, case.softcap)
         largest, error = x.v.double().abs().max(), (once[0].double() - exact).abs()
         rounded = torch.finfo(case.dtype).eps * exact.abs()
+        if case.dtype == torch.bfloat16:  # the order "tiles" rounds the weights, too: each to half an ulp
+            size = float64(x.q, x.k, x.v.abs(), mask, False, SCALE, case.softcap)
+            rounded += torch.finfo(case.dtype).eps / 2 * size
         assert (error <= rounded + 64 * torch.finfo(torch.float32).eps * largest).all()

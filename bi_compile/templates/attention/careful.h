@@ -16,9 +16,9 @@ struct CarefulSplit {
 
   explicit CarefulSplit(int64_t size) : out(size, A(0)) {}
 
-  // Multiplies by alpha. Where that is 0 and all so far were masked keys, they leave nothing.
-  void rescale(A alpha) {
-    for (A& x : out) x = alpha == 0 && !seen ? A(0) : x * alpha;
+  // Before a factor of alpha: where that is 0 and all so far were masked keys, they leave nothing.
+  void forget(A alpha) {
+    if (alpha == 0 && !seen) std::fill(out.begin(), out.end(), A(0));
   }
 };
 
@@ -27,8 +27,9 @@ A finite_maximum(A m) {
   return m == -kInfinity<A> ? A(0) : m;
 }
 
-// The accumulator of row (b, h, query) over all keys, before the division by the sum.
-template <class T>
+// The accumulator of row (b, h, query) over all keys, before the division by the sum. Careful: the products of one row,
+// such as CarefulChains.
+template <class T, class Careful>
 std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h, int64_t query) {
   using A = Acc<T>;
   const auto [begin, attended] = problem.range(b, h, query);
@@ -45,10 +46,7 @@ std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h,
       A now = part.maximum;
       for (int j = 0; j < count; ++j) {
         const T* key = k + (block + j) * problem.k_stride[2];
-        A s = 0;
-        for (int64_t d = 0; d < problem.size; ++d)
-          s = std::fma(static_cast<A>(q[d * problem.q_stride[3]]), static_cast<A>(key[d * problem.k_stride[3]]), s);
-        s = s * problem.scale;
+        A s = Careful::score(q, problem.q_stride[3], key, problem.k_stride[3], problem.size) * problem.scale;
         if (problem.softcap != 0) s = tanh_one(s / problem.softcap) * problem.softcap;
         problem.with_mask([&](const auto* mask) {
           const auto entry = mask[problem.mask_row(b, h, query) + (block + j) * problem.mask_stride[3]];
@@ -64,24 +62,25 @@ std::vector<Acc<T>> careful_row(const Problem<T>& problem, int64_t b, int64_t h,
         score[j] = s;
         now = s > now ? s : now;
       }
-      part.rescale(exp_one(part.maximum - finite_maximum(now)));
+      const A alpha = exp_one(part.maximum - finite_maximum(now));
+      part.forget(alpha);
       part.maximum = now;
+      A weight[kBlock];
+      bool present[kBlock];
       for (int j = 0; j < count; ++j) {
-        const A p = exp_one(score[j] - finite_maximum(now));
+        weight[j] = exp_one(score[j] - finite_maximum(now));
         part.seen |= !masked[j];
-        if (masked[j] && p == 0) continue;
-        const T* value = v + (block + j) * problem.v_stride[2];
-        for (int64_t d = 0; d < problem.value_size; ++d)
-          part.out[d] = std::fma(p, static_cast<A>(value[d * problem.v_stride[3]]), part.out[d]);
+        present[j] = !masked[j] || weight[j] != 0;
       }
+      Careful::accumulate(weight, present, count, alpha, v + block * problem.v_stride[2], problem.v_stride,
+                          problem.value_size, part.out.data());
     }
     const A now = std::max(total.maximum, part.maximum), base = finite_maximum(now);
     const A left = exp_one(total.maximum - base), right = exp_one(part.maximum - base);
-    part.rescale(right);
-    for (int64_t d = 0; d < problem.value_size; ++d) {
-      const A x = left == 0 && !total.seen ? A(0) : total.out[d];
-      total.out[d] = std::fma(x, left, part.out[d]);
-    }
+    part.forget(right);
+    total.forget(left);
+    for (int64_t d = 0; d < problem.value_size; ++d)
+      total.out[d] = std::fma(total.out[d], left, part.out[d] * right);
     total.seen |= part.seen;
     total.maximum = now;
   }

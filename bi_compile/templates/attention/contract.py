@@ -25,6 +25,12 @@ The tree of one row (KV_BLOCK and KV_SPLIT as in `numerics`; fp64 in fp64, other
     merge  = splits in order: m' = max(m, m2), a = exp(m - m'), c = exp(m2 - m'), l = fma(l, a, l2 * c),
              o = fma(o, a, o2 * c).
     output = o * (1 / l) + 0, rounded once; 0 where l = 0 (no key). logsumexp = m + log(l); -inf where l = 0.
+    bf16 in the order "tiles" (`bi_compile.templates.contraction.bf16_order()`: machines with Intel AMX, or by
+    BI_COMPILE_BF16_ORDER) has the products of that order, subnormals taken as zero within them:
+    score  = (sums over d of 32 elements at a time, as in the contraction's contract) * scale, and so on.
+    block  = p is rounded to bf16 (the sum l takes it as it is); o = fma(o, alpha, sums over the keys of p v,
+             32 at a time from the block's first).
+    In the order "pairs" bf16 has the chains above.
     exp is one fixed polynomial (`exp.h`), within 1 ulp, exactly 1 at 0, exactly 0 below -87 (-708 in fp64).
     tanh is a polynomial up to 0.5 and a quotient of exps beyond, within 3 ulp.
 

@@ -11,30 +11,40 @@
 #include <utility>
 #include <vector>
 
+#include "attention/bf16_tiles.h"
+#include "attention/chains.h"
 #include "attention/tile.h"
 
 namespace {
 
 // Rows of a tile: many, so that packing a block of keys is paid for; fewer when threads would be idle.
-int64_t tile_rows(int64_t rows, int64_t groups, int threads) {
+int64_t tile_rows(int64_t rows, int64_t groups, int threads, int64_t strip) {
+  constexpr int64_t kMost = 192;
   const int64_t share = rows * groups / (4 * threads);
-  return round_up(std::min(rows, std::clamp<int64_t>(share, 4 * kRows, kMaxTileRows)), kRows);
+  return round_up(std::min(rows, std::clamp<int64_t>(share, 4 * strip, kMost)), strip);
 }
 
-// f(task) for every task, on as many threads as at::parallel_for would use.
-template <class F>
+// f(task) for every task, on as many threads as at::parallel_for would use. Unit: of the processor, set up for each.
+template <class Unit, class F>
 void for_each_task(int64_t tasks, int threads, F f) {
   if (threads == 1 || tasks <= 1) {
+    const FloatingPointMode mode(FloatingPointMode::kKeep);
+    const Unit unit;
     for (int64_t task = 0; task < tasks; ++task) f(task);
     return;
   }
   std::atomic<bool> failed = false;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    try {
-      f(task);
-    } catch (...) {
-      failed = true;
+#pragma omp parallel num_threads(threads)
+  {
+    const FloatingPointMode mode(FloatingPointMode::kKeep);
+    const Unit unit;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+      try {
+        f(task);
+      } catch (...) {
+        failed = true;
+      }
     }
   }
   TORCH_CHECK(!failed, "attention: out of memory");
@@ -79,21 +89,23 @@ std::vector<Span> spans_of(const Problem<T>& problem, int64_t height, std::vecto
   return spans;
 }
 
-template <class T>
+template <class Products, class T>
 void run(const Problem<T>& problem) {
   using A = Acc<T>;
+  using Tile = Tile<T, Products>;
+  using Unit = typename Products::Unit;
   const int64_t rows = problem.group() * problem.queries, groups = problem.batch * problem.kv_heads;
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const int64_t height = tile_rows(rows, groups, threads), splits = problem.splits();
+  const int64_t height = tile_rows(rows, groups, threads, Products::kStrip), splits = problem.splits();
   std::vector<int64_t> order;
   const std::vector<Span> spans = spans_of(problem, height, order);
   const int64_t tasks = static_cast<int64_t>(spans.size());
   static thread_local Arena arena;
 
-  const auto tile_of = [&](int64_t task) { return Tile<T>(problem, arena, spans[task]); };
+  const auto tile_of = [&](int64_t task) { return Tile(problem, arena, spans[task]); };
   if (tasks >= threads || splits <= 1) {
-    for_each_task(tasks, threads, [&](int64_t task) {
-      Tile<T> tile = tile_of(task);
+    for_each_task<Unit>(tasks, threads, [&](int64_t task) {
+      Tile tile = tile_of(task);
       tile.clear(tile.part);
       tile.run_split(0, tile.part);
       if (tile.splits() <= 1) return tile.finish(tile.part);
@@ -108,25 +120,39 @@ void run(const Problem<T>& problem) {
     return;
   }
   // Few rows and many keys: the splits of a tile run side by side and are merged in order, to the same bits.
-  const int64_t size = round_up(Tile<T>::state_size(problem, height), kLanes);
+  const int64_t size = round_up(Tile::state_size(problem, height), kLanes);
   Arena parts;
   parts.reset(Arena::bytes<A>(tasks * splits * size));
   A* memory = parts.take<A>(tasks * splits * size);
   const auto state_of = [&](int64_t task, int64_t split) {
-    return Tile<T>::state_at(problem, spans[task].count, memory + (task * splits + split) * size);
+    return Tile::state_at(problem, spans[task].count, memory + (task * splits + split) * size);
   };
-  for_each_task(tasks * splits, threads, [&](int64_t at) {
-    Tile<T> tile = tile_of(at / splits);
+  for_each_task<Unit>(tasks * splits, threads, [&](int64_t at) {
+    Tile tile = tile_of(at / splits);
     const State<A> state = state_of(at / splits, at % splits);
     tile.clear(state);
     tile.run_split(at % splits, state);
   });
-  for_each_task(tasks, threads, [&](int64_t task) {
-    Tile<T> tile = tile_of(task);
+  for_each_task<Unit>(tasks, threads, [&](int64_t task) {
+    Tile tile = tile_of(task);
     const State<A> total = state_of(task, 0);
     for (int64_t split = 1; split < splits; ++split) tile.merge(total, state_of(task, split));
     tile.finish(total);
   });
+}
+
+// The bits of bf16 products follow from the process's order alone, not from what computes it.
+void run_in_order(const Problem<c10::BFloat16>& problem) {
+  if (bf16_order() == Bf16Order::kPairs) return run<Chains<c10::BFloat16>>(problem);
+#if defined(BI_TILES)
+  if (may_use_tiles()) return run<Bf16Tiles>(problem);
+#endif
+  run<Bf16Steps>(problem);
+}
+
+template <class T>
+void run_in_order(const Problem<T>& problem) {
+  run<Chains<T>>(problem);
 }
 
 void copy_strides(const at::Tensor& x, int64_t (&strides)[4]) {
@@ -170,7 +196,7 @@ std::tuple<at::Tensor, at::Tensor> attention_of(const at::Tensor& q, const at::T
   at::Tensor lse = at::empty({problem.batch, problem.heads, problem.queries}, q.options().dtype(lse_dtype));
   problem.out = out.mutable_data_ptr<T>();
   problem.lse = lse.mutable_data_ptr<Acc<T>>();
-  if (lse.numel() > 0) run(problem);
+  if (lse.numel() > 0) run_in_order(problem);
   return {out.transpose(1, 2), lse};
 }
 

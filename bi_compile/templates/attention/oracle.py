@@ -5,6 +5,8 @@ import math
 import torch
 
 from bi_compile import numerics
+from bi_compile.templates.contraction import bf16_order
+from bi_compile.templates.contraction.oracle import tiles
 
 BLOCK = numerics.ATTENTION_KV_BLOCK
 SPLIT = numerics.ATTENTION_KV_SPLIT
@@ -100,7 +102,8 @@ def attention(
     wide_k = torch.where(dead, 0.0, k.float().repeat_interleave(group, 1))
     wide_v = torch.where(dead, 0.0, v.float().repeat_interleave(group, 1))
 
-    scores = _scores(wide_q, wide_k, scale)
+    by_tiles = q.dtype == torch.bfloat16 and bf16_order() == "tiles"
+    scores = _scores(wide_q, wide_k, by_tiles) * torch.tensor(scale, dtype=torch.float32)
     if softcap:
         cap = torch.tensor(softcap)
         scores = tanh(scores / cap) * cap
@@ -115,7 +118,7 @@ def attention(
     # argmax finds the first of several, and 0 where there is none.
     begins = attended.int().argmax(-1) if keys else torch.zeros(q.shape[:3], dtype=torch.long)
     for begin in begins.unique().tolist():
-        walked = _walk(scores[..., begin:], wide_v[:, :, begin:])
+        walked = _walk(scores[..., begin:], wide_v[:, :, begin:], by_tiles)
         here = begins == begin
         total = (
             torch.where(here, walked[0], total[0]),
@@ -150,15 +153,22 @@ def _empty(rows: torch.Size, size: int) -> State:
     return torch.full(rows, -math.inf), torch.zeros(rows), torch.zeros(*rows, size)
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """[B, H, Lq, keys]: one chain over d, then the scale."""
+def _scores(q: torch.Tensor, k: torch.Tensor, by_tiles: bool) -> torch.Tensor:
+    """[B, H, Lq, keys]: one chain over d, or the sums of the bf16 order "tiles"."""
+    if by_tiles:
+        return _tiles(q, k.transpose(-1, -2))
     chain = torch.zeros(*q.shape[:3], k.shape[2])
     for d in range(q.shape[3]):
         chain = fma(q[..., d].unsqueeze(-1), k[..., d].unsqueeze(-2), chain)
-    return chain * torch.tensor(scale, dtype=torch.float32)
+    return chain
 
 
-def _walk(scores: torch.Tensor, v: torch.Tensor) -> State:
+def _tiles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[B, H, M, K] x [B, H, K, N]"""
+    return tiles(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+
+
+def _walk(scores: torch.Tensor, v: torch.Tensor, by_tiles: bool) -> State:
     """All keys, from the first in blocks and splits: scores [..., Lq, keys], v [..., keys, Dv]."""
     keys = scores.shape[-1]
     total = _empty(scores.shape[:-1], v.shape[-1])
@@ -166,12 +176,12 @@ def _walk(scores: torch.Tensor, v: torch.Tensor) -> State:
         part = _empty(scores.shape[:-1], v.shape[-1])
         for first in range(begin, min(keys, begin + SPLIT), BLOCK):
             at = slice(first, min(first + BLOCK, begin + SPLIT, keys))
-            part = _take_in(part, scores[..., at], v[:, :, at])
+            part = _take_in(part, scores[..., at], v[:, :, at], by_tiles)
         total = _merge(total, part)
     return total
 
 
-def _take_in(state: State, scores: torch.Tensor, v: torch.Tensor) -> State:
+def _take_in(state: State, scores: torch.Tensor, v: torch.Tensor, by_tiles: bool) -> State:
     """One block: scores [..., Lq, keys] of at most BLOCK keys, v [..., keys, Dv]."""
     maximum, weight_sum, out = state
     now = torch.maximum(maximum, scores.amax(-1))
@@ -179,6 +189,8 @@ def _take_in(state: State, scores: torch.Tensor, v: torch.Tensor) -> State:
     alpha = exp(maximum - base)
     p = exp(scores - base.unsqueeze(-1))
     weight_sum = fma(weight_sum, alpha, _lane_sum(p))
+    if by_tiles:
+        return now, weight_sum, fma(out, alpha.unsqueeze(-1), _tiles(p.bfloat16(), v))
     out = out * alpha.unsqueeze(-1)
     for key in range(scores.shape[-1]):
         out = fma(p[..., key].unsqueeze(-1), v[..., key, :].unsqueeze(-2), out)

@@ -125,23 +125,29 @@ BI_INLINE void widen_unit(__m512 unit, __m512 (&wide)[4 / sizeof(T)]) {
   }
 }
 
-// Calls f(d, elements d of the sixteen keys) for d = from, from + 1, ... as far as whole steps of 16 * S bytes go;
-// returns the first d left out.
+// Calls f(i, unit i of the sixteen keys) for i = from, from + 1, ... < units, as far as whole steps of 4 * S units go;
+// returns the first one left out.
+template <int S, class F>
+BI_INLINE int64_t for_each_unit(const char* const (&key)[kLanes], int64_t from, int64_t units, F f) {
+  int64_t first = from;
+  for (; first + 4 * S <= units; first += 4 * S) {
+    __m512 unit[4 * S];
+    transpose_16_keys<S>(key, 4 * first, unit);
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * S; ++i) f(first + i, unit[i]);
+  }
+  return first;
+}
+
+// The same for elements d = from, from + 1, ...
 template <class T, int S, class F>
 BI_INLINE int64_t for_each_element(const char* const (&key)[kLanes], int64_t from, int64_t size, F f) {
-  constexpr int step = 16 * S / sizeof(T), per_unit = 4 / sizeof(T);
-  int64_t d = from;
-  for (; d + step <= size; d += step) {
-    __m512 unit[4 * S];
-    transpose_16_keys<S>(key, d * static_cast<int64_t>(sizeof(T)), unit);
-#pragma GCC unroll 16
-    for (int i = 0; i < 4 * S; ++i) {
-      __m512 wide[per_unit];
-      widen_unit<T>(unit[i], wide);
-      for (int j = 0; j < per_unit; ++j) f(d + i * per_unit + j, wide[j]);
-    }
-  }
-  return d;
+  constexpr int per_unit = 4 / sizeof(T);
+  return per_unit * for_each_unit<S>(key, from / per_unit, size / per_unit, [&](int64_t i, __m512 unit) {
+           __m512 wide[per_unit];
+           widen_unit<T>(unit, wide);
+           for (int j = 0; j < per_unit; ++j) f(i * per_unit + j, wide[j]);
+         });
 }
 
 // Sixteen keys from `first`, of which `present` exist. An absent one reads the last present one: its score is

@@ -85,4 +85,17 @@ struct Problem {
   }
 };
 
+// Where products need no unit of the processor to be set up.
+struct NoUnit {
+  NoUnit() {}
+};
+
+// Keys and values that meet the rows of a tile together.
+template <class T>
+struct Block {
+  int64_t first;  // its first key
+  int count;
+  const T *keys, *values;
+};
+
 }  // namespace

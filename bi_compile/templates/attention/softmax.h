@@ -6,8 +6,8 @@
 
 namespace {
 
-// Running maximum, sum and accumulator of the rows of a tile. Row r is at slot r / kRows * kLanes + r % kRows of
-// `maximum` and `sum`, so that the rows of one strip fill one register.
+// Running maximum, sum and accumulator of the rows of a tile. Each strip of rows has kLanes slots of `maximum` and `sum`,
+// so that its rows fill one register.
 template <class A>
 struct State {
   A* maximum;

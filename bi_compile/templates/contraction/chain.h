@@ -69,19 +69,8 @@ using FlushedChain = FmaChain<float>;
 struct FlushedChain : FmaChain<float> {
   using Chain = FlushedChain;
 
-  static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
-
-  static float step(float sum, float a, float b) {
-    sum = flushed(sum), a = flushed(a), b = flushed(b);
-    const float r = std::fma(a, b, sum);
-    // x86 asks whether a result is subnormal after rounding it as if exponents had no end: a value just below
-    // the smallest normal number may have been rounded up to it by the coarser steps of subnormals.
-    const bool smallest = std::fabs(r) == 0x1p-126f && std::fabs(std::fma(a * 0x1p64f, b, sum * 0x1p64f)) < 0x1p-62f;
-    return smallest ? std::copysign(0.0f, r) : flushed(r);
-  }
-
   static V step(V sum, const float* a, const V& b) {
-    for (int64_t j = 0; j < F::kWidth; ++j) sum.lane[j] = step(sum.lane[j], *a, b.lane[j]);
+    for (int64_t j = 0; j < F::kWidth; ++j) sum.lane[j] = flushed_step(sum.lane[j], *a, b.lane[j]);
     return sum;
   }
 };

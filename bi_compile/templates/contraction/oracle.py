@@ -60,7 +60,7 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
 
 def _chain(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == torch.bfloat16:
-        return {"tiles": _tiles, "pairs": _pairs}[bf16_order()](a, b)
+        return {"tiles": tiles, "pairs": _pairs}[bf16_order()](a, b)
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     step = fma64 if a.dtype == torch.float64 else fma32
     return _steps(step, a.to(wide), b.to(wide), range(a.shape[2]))
@@ -72,8 +72,11 @@ def _pairs(a: Tensor, b: Tensor) -> Tensor:
     return _steps(fma32_flushed, a, b, [k ^ 1 for k in range(a.shape[2])])
 
 
-def _tiles(a: Tensor, b: Tensor) -> Tensor:
-    """The bf16 order "tiles": 32 elements at a time, a chain over the even ones and one over the odd ones."""
+def tiles(a: Tensor, b: Tensor) -> Tensor:
+    """[B, M, K] x [B, K, N] in the bf16 order "tiles", in fp32.
+
+    32 elements of K at a time, a chain over the even ones and one over the odd ones.
+    """
     a, b = _padded(a, b, 32)
     total = _steps(fma32_flushed, a, b, [])
     for k in range(0, a.shape[2], 32):

@@ -6,6 +6,8 @@
 
 #if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <xmmintrin.h>
 #endif
 
 namespace {
@@ -93,14 +95,20 @@ struct Fma {
 #endif
 
 // Rounding to nearest even with subnormals kept, or with subnormal operands and results taken as zero, whatever
-// the calling thread has set (torch.set_flush_denormal reaches one thread only). Restored on leaving.
+// the calling thread has set (torch.set_flush_denormal reaches one thread only). Restored on leaving. Portable code
+// keeps them in either mode: there flushed_step takes them as zero.
 class FloatingPointMode {
  public:
   enum Subnormals { kKeep, kFlush };
-#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+#if defined(__SSE2__)
   explicit FloatingPointMode(Subnormals mode) : saved_(_mm_getcsr()) {
     constexpr unsigned kMasked = 0x1f80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
-    _mm_setcsr(mode == kFlush ? kMasked | kFlushToZero | kDenormalsAreZero : kMasked);
+#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+    constexpr unsigned kFlushing = kMasked | kFlushToZero | kDenormalsAreZero;
+#else
+    constexpr unsigned kFlushing = kMasked;
+#endif
+    _mm_setcsr(mode == kFlush ? kFlushing : kMasked);
   }
   ~FloatingPointMode() { _mm_setcsr(saved_); }
 
@@ -110,5 +118,21 @@ class FloatingPointMode {
   explicit FloatingPointMode(Subnormals) {}
 #endif
 };
+
+// fma(a, b, sum) with subnormal operands and results taken as zero, as x86 takes them in the mode kFlush.
+#if defined(BI_ISA_AVX512) || defined(BI_ISA_AVX2)
+inline float flushed_step(float sum, float a, float b) { return std::fma(a, b, sum); }
+#else
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+inline float flushed_step(float sum, float a, float b) {
+  sum = flushed(sum), a = flushed(a), b = flushed(b);
+  const float r = std::fma(a, b, sum);
+  // x86 asks whether a result is subnormal after rounding it as if exponents had no end: a value just below
+  // the smallest normal number may have been rounded up to it by the coarser steps of subnormals.
+  const bool smallest = std::fabs(r) == 0x1p-126f && std::fabs(std::fma(a * 0x1p64f, b, sum * 0x1p64f)) < 0x1p-62f;
+  return smallest ? std::copysign(0.0f, r) : flushed(r);
+}
+#endif
 
 }  // namespace
