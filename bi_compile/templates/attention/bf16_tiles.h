@@ -152,13 +152,14 @@ class Bf16Tiles {
       store_tile<0>(sums_ + first * kSide, kRow);
       store_tile<1>(sums_ + (first + kSide) * kSide, kRow);
     }
-    const __m512i lane = _mm512_mullo_epi32(_mm512_set1_epi32(kSide), lanes());
-    for (int i = 0; i < rows; ++i)
-      for (int first = 0; first < seen; first += kSide)
-        _mm512_storeu_ps(scores + i * kBlock + first, _mm512_i32gather_ps(lane, sums_ + first * kSide + i, 4));
+    for (int first = 0; first < seen; first += kSide) {
+      const char* key[kSide];
+      for (int j = 0; j < kSide; ++j) key[j] = reinterpret_cast<const char*>(sums_ + (first + j) * kSide);
+      __m512 row[kSide];
+      transpose_16_keys<4>(key, 0, row);
+      for (int i = 0; i < rows; ++i) _mm512_storeu_ps(scores + i * kBlock + first, row[i]);
+    }
   }
-
-  static __m512i lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
   // keys_[pair of elements][key]
   void pack_keys_in_pairs() {

@@ -6,6 +6,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "attention/vector.h"
 
@@ -188,14 +189,27 @@ inline void pack_keys(const T* keys, int64_t stride, int64_t element, int count,
 template <class M, class A>
 inline bool pack_mask(const M* mask, int64_t stride, int count, A* to) {
   if constexpr (std::is_same_v<M, bool>) {
-    for (int j = 0; j < count; ++j) to[j] = mask[j * stride] ? A(0) : -kInfinity<A>;
+    const auto pack = [&](auto step) {
+      for (int j = 0; j < count; ++j) to[j] = mask[j * step] ? A(0) : -kInfinity<A>;
+    };
+    if (stride == 1) {
+      pack(std::integral_constant<int64_t, 1>());  // so that vectors do it
+    } else {
+      pack(stride);
+    }
     for (int j = count; j < kBlock; ++j) to[j] = 0;
   } else {
     copy_widened(mask, stride, count, to, kBlock);
   }
-  bool masked = true;
-  for (int j = 0; j < count; ++j) masked &= to[j] == -kInfinity<A>;
-  return masked;
+  using V = Vec<A>;
+  int j = 0;
+  for (const V none = V::broadcast(-kInfinity<A>); j + V::width <= count; j += V::width) {
+    const V x = V::load(to + j);
+    if (any(none.less(x)) || any(x.nan())) return false;
+  }
+  for (; j < count; ++j)
+    if (to[j] != -kInfinity<A>) return false;
+  return true;
 }
 
 // Keys begin ... end - 1.

@@ -37,7 +37,7 @@ BI_INLINE Vec<A> scaled_score(Vec<A> product, Vec<A> scale, Vec<A> softcap, bool
 }
 
 // scores[r][key] become weights exp(score - maximum). attended[r]: keys of the block row r may see, the others
-// have weight 0 whatever stands in their score. mask[r]: to be added, or null. alpha[r]: factor for what the row
+// have weight 0 whatever stands in their score; for a row without one nothing changes. mask[r]: to be added, or null. alpha[r]: factor for what the row
 // has accumulated.
 template <class A>
 inline void softmax_block(int rows, A* scores, A scale, A softcap, const A* const* mask, A mask_lowest, const int* attended,
@@ -48,6 +48,7 @@ inline void softmax_block(int rows, A* scores, A scale, A softcap, const A* cons
   for (int r = 0; r < kLanes; ++r) top[r] = -kInfinity<A>;
   const V factor = V::broadcast(scale), cap = V::broadcast(softcap), lowest = V::broadcast(mask_lowest), none = V::broadcast(-kInfinity<A>);
   for (int r = 0; r < rows; ++r) {
+    if (attended[r] == 0) continue;
     A* row = scores + r * kBlock;
     Lanes<A> best;
 #pragma GCC unroll 16
@@ -69,6 +70,10 @@ inline void softmax_block(int rows, A* scores, A scale, A softcap, const A* cons
   }
   for (int r = 0; r < rows; ++r) {
     A* row = scores + r * kBlock;
+    if (attended[r] == 0) {
+      std::fill_n(row, kBlock, A(0));
+      continue;
+    }
     const V base = V::broadcast(reference[r]);
     Lanes<A> total;
 #pragma GCC unroll 16

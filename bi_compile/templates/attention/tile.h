@@ -135,12 +135,12 @@ class Tile {
       int attended[kStrip], seen = 0;
       for (int i = 0; i < rows; ++i) {
         const Range keys = range(r + i);
-        attended[i] = static_cast<int>(std::clamp<int64_t>(keys.end - first, 0, count));
-        // A row whose keys begin later only keeps the others company: its mask makes this block a no-op.
-        if (keys.begin < first + count) seen = std::max(seen, attended[i]);
+        // A row whose keys begin later or are over only keeps the others company.
+        attended[i] = keys.begin < first + count ? static_cast<int>(std::clamp<int64_t>(keys.end - first, 0, count)) : 0;
+        seen = std::max(seen, attended[i]);
       }
       const A* mask[kStrip] = {};
-      if (seen == 0 || !read_masks(first, count, r, rows, mask)) continue;
+      if (seen == 0 || !read_masks(first, count, r, rows, attended, mask)) continue;
       const State<A> now = strip(state, r);
       A alpha[kLanes];
       products_.score(r, rows, seen, scores_);
@@ -152,11 +152,12 @@ class Tile {
 
   // Points mask[i] at what row r + i adds to its scores. False when -infinity masks the block for all of them:
   // leaving it out changes nothing.
-  bool read_masks(int64_t block, int count, int64_t r, int rows, const A** mask) {
+  bool read_masks(int64_t block, int count, int64_t r, int rows, const int* attended, const A** mask) {
     bool needed = problem_.mask_kind == MaskKind::none;
     problem_.with_mask([&](const auto* entries) {
       const int64_t stride = problem_.mask_stride[3];
       for (int i = 0; i < rows; ++i) {
+        if (attended[i] == 0) continue;
         const int64_t offset = problem_.mask_row(b_, head(r + i), query(r + i)) + block * stride;
         // Rows often share one mask: slot 0 is looked at first.
         const int slot = mask_offset_[0] == offset ? 0 : i;
