@@ -117,7 +117,8 @@ def _kind(node: fx.Node) -> str:
             return ISOLATED if base == "isolated" else CANONICAL
         if any(dtype.is_complex for dtype in dtypes):
             # Their arithmetic is left to the host's kernels; only copies of them have no order.
-            return ORDER_FREE if base in DATA_MOVEMENT or base in CREATION else LEFT_ALONE
+            copies = base in DATA_MOVEMENT or base in CREATION or base == "convert_element_type"
+            return ORDER_FREE if copies else LEFT_ALONE
         if base in expressions() and target.namespace == "aten":
             return CANONICAL
         if is_order_free(target, dtypes, node.args, node.kwargs):

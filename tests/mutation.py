@@ -238,7 +238,8 @@ DEFECTS = (
     ),
     Defect(
         "isolated ops run on the whole batch",
-        (("templates/isolation/contract.py", "    if samples == 0:\n", "    if samples >= 0:\n"),),
+        (("templates/isolation/contract.py", "or samples == 0 or", "or samples >= 0 or"),
+         ("templates/isolation/oracle.py", "    if samples == 0:\n", "    if samples >= 0:\n")),
         ("tests/templates/test_isolation.py",),
     ),
     Defect(

@@ -39,7 +39,7 @@ ALLOWED = {
     "templates.scan": {"errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu"},
     "templates.scatter": {"errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu"},
     "templates.pointwise": {"errors", "numerics", "templates.registry", "templates.gpu"},
-    "templates.isolation": set(),
+    "templates.isolation": {"templates.registry"},
     "templates": set(),
     "passes": {
         "analysis", "errors", "templates.contraction", "templates.convolution", "templates.reduction",

@@ -1,8 +1,8 @@
 """Arithmetic on complex numbers -> arithmetic on their parts, each operation rounded once.
 
 Inductor generates no code for complex numbers, and eager kernels contract some of their products. What is
-left in a graph copies complex numbers or looks at their parts. Ops without a line here (transforms, linear
-algebra) stay as they are.
+left in a graph copies complex numbers, makes them of real ones or looks at their parts. Ops without a line
+here (transforms, linear algebra) stay as they are.
 """
 
 from collections.abc import Callable
@@ -166,7 +166,9 @@ def _convert(x: Tensor, dtype: torch.dtype) -> Any:
         return NotImplemented
     real = torch.float64 if dtype == torch.complex128 else torch.float32
     re, im = _parts(x)
-    return made_of(re.to(real), torch.zeros_like(re, dtype=real) if im is None else im.to(real))
+    if im is None:  # exact, and one copy; what runs sample by sample makes it itself
+        return NotImplemented if x.dtype == real else x.to(real).to(dtype)
+    return made_of(re.to(real), im.to(real))
 
 
 REWRITES = (*_neg, *_conj, *_exp, *_abs, *_polar, *_complex, *_convert)

@@ -60,8 +60,11 @@ def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:
 
     def replaced(value: Any) -> Any:
         if isinstance(value, fx.Node):
-            is_tensor = isinstance(value.meta.get("val"), torch.Tensor)
-            return {"t": tensors.of(value)} if is_tensor else {"n": numbers.of(value)}
+            if not isinstance(value.meta.get("val"), torch.Tensor):
+                return {"n": numbers.of(value)}
+            if _makes_complex(value) and value.args[0] in flow.flows:
+                return {"t": tensors.of(value.args[0]), "as": value.args[1]}
+            return {"t": tensors.of(value)}
         return [replaced(item) for item in value] if isinstance(value, tuple | list) else value
 
     args = [replaced(a) for a in node.args]
@@ -87,8 +90,18 @@ def _isolate(graph: fx.Graph, node: fx.Node, flow: BatchFlow) -> bool:
             result.meta = dict(node.meta)
             flow.flows[result] = flows
     node.replace_all_uses_with(result)
+    inputs = node.all_input_nodes
     graph.erase_node(node)
+    for argument in inputs:
+        if _makes_complex(argument) and not argument.users:
+            graph.erase_node(argument)
     return True
+
+
+def _makes_complex(node: fx.Node) -> bool:
+    """Whether a node makes complex numbers of real ones: exact, and done best where they are read."""
+    is_conversion = node.target is torch.ops.prims.convert_element_type.default
+    return is_conversion and node.args[1].is_complex  # type: ignore[union-attr]
 
 
 def _drop_unread_vectors(node: fx.Node) -> None:

@@ -3,10 +3,22 @@
 import pytest
 import torch
 
+from bi_compile.templates.isolation import contract, oracle
 from bi_compile.templates.isolation.contract import encode, op_of
+from tests.bits import assert_same_bits
 
-isolated = torch.ops.bi_compile.isolated.default
 X = torch.randn(6, 5, 4)
+
+
+def isolated(tensors, numbers, call, dims, rows, results):
+    """By the C++ loop, which must have taken the call, and by the oracle: the same bits."""
+    assert contract._boxed(call) is not None
+    got = torch.ops.bi_compile.isolated.default(tensors, numbers, call, dims, rows, results)
+    want = oracle.isolated(contract._decoded(call), tensors, numbers, dims, rows, results)
+    for a, b in zip(got, want, strict=True):
+        assert_same_bits(a, b)
+        assert a.is_contiguous()
+    return got
 
 
 def call_of(op, *args, **kwargs):
@@ -73,6 +85,62 @@ def test_shared_tensors_and_sizes_reach_every_sample():
     triangle = torch.eye(5).add(torch.ones(5, 5).triu()).expand(1, 5, 5)
     (result,) = isolated([triangle, X], [], call, [-1, 0], [1, 1], [0])
     assert torch.allclose(triangle @ result, X, atol=1e-5)
+
+
+def test_sizes_and_defaults_reach_the_op():
+    """Numbers of the graph, alone and in a list; what the call leaves out is as the schema has it."""
+    call = call_of(torch.ops.aten.repeat.default, {"t": 0}, [1, {"n": 0}, {"n": 1}])
+    (result,) = isolated([X], [2, 3], call, [0], [1], [0])
+    assert torch.equal(result, X.repeat(1, 2, 3))
+    call = call_of(torch.ops.aten.roll.default, {"t": 0}, [{"n": 0}], [1])
+    assert torch.equal(isolated([X], [2], call, [0], [1], [0])[0], X.roll(2, 1))
+    call = call_of(torch.ops.aten.nan_to_num.default, {"t": 0}, posinf=2.5)
+    holes = X.masked_fill(X > 0, float("inf"))
+    assert torch.equal(isolated([holes], [], call, [0], [1], [0])[0], holes.nan_to_num(posinf=2.5))
+
+
+def test_calls_that_only_python_converts_are_made_from_python():
+    """A whole number where the schema wants a fraction, a list of tensors and gaps."""
+    for op, args in (
+        (torch.ops.aten.nan_to_num.default, ({"t": 0}, 2)),
+        (torch.ops.aten.index.Tensor, ({"t": 0}, [None, {"t": 1}])),
+    ):
+        call = call_of(op, *args)
+        assert contract._boxed(call) is None
+        tensors = [X, torch.tensor([1, 0])]
+        (result,) = torch.ops.bi_compile.isolated.default(tensors, [], call, [0, -1], [1, 1], [0])
+        assert torch.equal(result, X.nan_to_num(2.0) if "nan" in call else X[:, [1, 0]])
+
+
+def test_parts_are_converted_first_where_the_call_says_so():
+    """Complex numbers made of real ones: exact, and so the same before the batch is cut and after."""
+    call = call_of(torch.ops.aten._fft_c2c.default, {"t": 0, "as": torch.complex64}, [1], 0, True)
+    (result,) = isolated([X], [], call, [0], [1], [0])
+    alone = [torch.fft.fft(x.to(torch.complex64), dim=1) for x in X.split(1)]
+    assert_same_bits(result, torch.cat(alone))
+
+
+def test_lazily_conjugated_results_are_resolved():
+    z = torch.complex(X, X + 1)
+    (result,) = isolated([z], [], call_of(torch.ops.aten._conj.default, {"t": 0}), [0], [1], [0])
+    assert_same_bits(result, z.conj().resolve_conj())
+
+
+@torch.library.custom_op("bi_test::positive_ones", mutates_args=())
+def positive_ones(x: torch.Tensor) -> torch.Tensor:
+    return x[x > 0]
+
+
+@positive_ones.register_fake
+def _(x):
+    return x.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+def test_results_of_several_sizes_are_refused():
+    call = call_of(torch.ops.bi_test.positive_ones.default, {"t": 0})
+    x = torch.tensor([[1.0, -1], [1, 1]])
+    with pytest.raises(RuntimeError, match=r"one sample's result is \[2\], another's \[1\]"):
+        torch.ops.bi_compile.isolated.default([x], [], call, [0], [1], [0])
 
 
 def test_no_samples_give_the_op_on_nothing():

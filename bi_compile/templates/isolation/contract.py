@@ -17,15 +17,14 @@ graphs alone.
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
 
-Tensor = torch.Tensor
+from bi_compile.templates.isolation import oracle
+from bi_compile.templates.registry import load
 
-_ALIGNMENT = 64  # bytes: c10::gAlignment; CUDA's allocator gives 512
+Tensor = torch.Tensor
 
 _library = torch.library.Library("bi_compile", "FRAGMENT")
 _library.define(
@@ -39,6 +38,7 @@ _library.define(
 def encode(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> str:
     """`call` for an op whose tensors and sizes are given as {"t": place} and {"n": place}.
 
+    {"t": place, "as": dtype} is a tensor of which each sample's part is converted first.
     Raises TypeError for an argument that JSON cannot hold and that is no dtype.
     """
     return json.dumps({"op": str(op), "args": args, "kwargs": kwargs}, default=_named, sort_keys=True)
@@ -58,45 +58,66 @@ def op_of(call: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _decoded(call: str) -> tuple[Any, list[Any], dict[str, Any]]:
-    """The op of a call and its arguments, in which `_Place` stands for tensors and numbers."""
+def _decoded(call: str) -> oracle.Call:
+    """What `encode` put into a call."""
 
     def decode(value: Any) -> Any:
-        if isinstance(value, list):
-            return [decode(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        ((kind, what),) = value.items()
-        if kind in ("t", "n"):
-            return _Place(kind == "t", what)
-        return torch.device(what) if kind == "device" else getattr(torch, what)
+        match value:
+            case list():
+                return [decode(item) for item in value]
+            case {"t": place, **rest}:
+                return oracle.Part(place, decode(rest.get("as")))
+            case {"n": place}:
+                return oracle.Number(place)
+            case {"torch": name}:
+                return getattr(torch, name)
+            case {"device": name}:
+                return torch.device(name)
+        return value
 
     given = json.loads(call)
     op: Any = torch.ops
     for part in given["op"].split("."):
         op = getattr(op, part)
-    return op, decode(given["args"]), {name: decode(value) for name, value in given["kwargs"].items()}
+    return oracle.Call(
+        op, decode(given["args"]), {name: decode(value) for name, value in given["kwargs"].items()}
+    )
 
 
-class _Place(NamedTuple):
-    is_tensor: bool
-    number: int
+class _Boxed(NamedTuple):
+    """A call as the C++ loop takes it.
+
+    arguments: one for each of the op's schema, None where tensors go.
+    slots: (which argument, what of which tensor) for every tensor; those of one argument are a list there.
+    """
+
+    name: str
+    overload: str
+    arguments: list[Any]
+    slots: list[tuple[int, oracle.Part]]
 
 
-def _calls(call: str, tensors: Sequence[Iterable[Tensor]], numbers: Sequence[Any]) -> Iterator[list[Tensor]]:
-    """The results of the op for each sample in turn. tensors: for each place what the samples get there."""
+@functools.lru_cache(maxsize=1024)
+def _boxed(call: str) -> _Boxed | None:
+    """The call in this form, or None: an argument of unclear type is left to Python's conversions."""
     op, args, kwargs = _decoded(call)
-
-    def column(value: Any) -> Iterable[Any]:
-        if isinstance(value, _Place):
-            return tensors[value.number] if value.is_tensor else repeat(numbers[value.number])
-        if isinstance(value, list) and value:
-            return map(list, zip(*map(column, value), strict=False))
-        return repeat(value)
-
-    for own in zip(*map(column, (*args, *kwargs.values())), strict=False):
-        result = op(*own[: len(args)], **dict(zip(kwargs, own[len(args) :], strict=True)))
-        yield list(result) if isinstance(result, tuple | list) else [result]
+    schema = op._schema
+    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+    arguments, slots = [], []
+    for position, argument in enumerate(schema.arguments):
+        value = given.get(argument.name, argument.default_value)
+        items = value if isinstance(value, list) else [value]
+        kinds = {int if isinstance(item, oracle.Number) else type(item) for item in items}
+        wants = str(argument.type)
+        if len(kinds) != 1 or kinds == {list} or (kinds == {int} and "float" in wants):
+            return None
+        if kinds == {oracle.Part}:
+            if isinstance(value, list) and wants != "List[Tensor]":
+                return None
+            slots += [(position, part) for part in items]
+            value = None
+        arguments.append(value)
+    return _Boxed(schema.name, schema.overload_name, arguments, slots)
 
 
 def _isolated(
@@ -107,38 +128,24 @@ def _isolated(
     rows: list[int],
     results: list[int],
 ) -> list[Tensor]:
-    samples = next((t.shape[d] // n for t, d, n in zip(tensors, dims, rows, strict=True) if d >= 0), 0)
-    if samples == 0:
-        whole = _calls(call, [[_copy(t)] for t in tensors], numbers)
-        return [_copy(result) for result in next(whole)]
-    split = [
-        [*map(_as_new, t.split(n, d))] if d >= 0 else [_as_new(t)] * samples
-        for t, d, n in zip(tensors, dims, rows, strict=True)
-    ]
-    calls = _calls(call, split, numbers)
-    parts = next(calls)
-    joined = [_repeated(part, samples, dim) for part, dim in zip(parts, results, strict=True)]
-    places = (t.tensor_split(samples, dim) for t, dim in zip(joined, results, strict=True))
-    # Put in place at once: the memory of the parts is used again, and still in the cache.
-    for place, part in zip(zip(*places, strict=True), chain([parts], calls), strict=True):
-        for to, result in zip(place, part, strict=True):
-            to.copy_(result)
-    return joined
-
-
-def _copy(part: Tensor) -> Tensor:
-    return part.clone(memory_format=torch.contiguous_format)
-
-
-def _as_new(part: Tensor) -> Tensor:
-    """The part in contiguous memory with the alignment of the allocators, on which libraries choose loops."""
-    return part if part.is_contiguous() and part.data_ptr() % _ALIGNMENT == 0 else _copy(part)
-
-
-def _repeated(part: Tensor, samples: int, dim: int) -> Tensor:
-    shape = list(part.shape)
-    shape[dim] *= samples
-    return part.new_empty(shape)
+    boxed = _boxed(call)
+    samples = oracle.samples_of(tensors, dims, rows)
+    if boxed is None or samples == 0 or not all(t.is_cpu for t in tensors):
+        return oracle.isolated(_decoded(call), tensors, numbers, dims, rows, results)
+    load("isolation")
+    places = [part.place for _, part in boxed.slots]
+    return torch.ops.bi_compile.isolated_calls(
+        [tensors[place] for place in places],
+        boxed.name,
+        boxed.overload,
+        [oracle.filled(argument, [], numbers) for argument in boxed.arguments],
+        [argument for argument, _ in boxed.slots],
+        [dims[place] for place in places],
+        [rows[place] for place in places],
+        [part.dtype for _, part in boxed.slots],
+        samples,
+        results,
+    )
 
 
 def _fake(
@@ -149,7 +156,7 @@ def _fake(
     rows: list[int],
     results: list[int],
 ) -> list[Tensor]:
-    whole = next(_calls(call, [[t] for t in tensors], numbers))
+    whole = _decoded(call).results(tensors, numbers)
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in whole]
 
 
