@@ -32,7 +32,9 @@ ALLOWED = {
     "templates.normalization": {
         "errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu",
     },
-    "templates.attention": {"errors", "numerics", "templates.registry", "templates.gpu"},
+    "templates.attention": {
+        "errors", "numerics", "templates.registry", "templates.contraction", "templates.gpu",
+    },
     "templates.dropout": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.distance": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.order_statistics": {"errors", "numerics", "templates.registry", "templates.reduction"},
