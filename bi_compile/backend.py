@@ -43,6 +43,7 @@ def batch_invariant(
     inductor.refuse_disabled_check(parsed.inductor)
     inductor.require_compiler()
     dynamo.watch_recompile_limit()
+    dynamo.notice_flushed_subnormals()
     inductor.make_batch_dynamic(module)
     record_compilation()
 

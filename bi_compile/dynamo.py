@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import threading
 import traceback
 import warnings
@@ -215,6 +216,17 @@ def _report(attempt: _Attempt, frame: Any) -> None:
     if reason is not None or attempt.breaks or (attempt.asked and not attempt.captured):
         _leaves_graphs = True
         _compute_outside_graphs()
+
+
+def notice_flushed_subnormals() -> None:
+    """Report a calling thread that takes subnormal numbers as zero, which the others need not do."""
+    smallest = sys.float_info.min
+    if smallest / 2 == 0.0:
+        leak(
+            "subnormal numbers",
+            "torch.set_flush_denormal(True) holds in one thread: whether a subnormal number is zero depends "
+            "on the thread that computes its row",
+        )
 
 
 def leak(kind: str, reason: str, stack: Sequence[traceback.FrameSummary] = ()) -> None:

@@ -45,6 +45,7 @@ class Block:
         self._open: list[ExitStack] = []
 
     def __enter__(self) -> None:
+        dynamo.notice_flushed_subnormals()
         with ExitStack() as modes:
             modes.enter_context(dynamo.UncompiledFlexAttention())
             modes.enter_context(_WholeOps())

@@ -248,6 +248,7 @@ _WAYS_OUT = {
     "fullgraph=True refuses to leave graphs.",
     "stance": "leave torch.compiler.set_stance's force_backend out.",
     "disabled": "unset it, or call the model under bi_compile.eager().",
+    "subnormal numbers": "call torch.set_flush_denormal(False).",
 }
 
 

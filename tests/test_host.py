@@ -282,6 +282,29 @@ def test_an_environment_in_which_torch_compile_does_nothing_is_reported():
     assert "LeakWarning: every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1" in run.stderr
 
 
+def test_subnormal_numbers_that_one_thread_flushes_are_reported():
+    """In a process of its own: there each of the user's lines is warned about once."""
+    code = """
+import torch, bi_compile
+torch.set_num_threads(2)
+x = torch.full((64, 65536), 2.0**-130)
+assert (x * 1 == x).all()
+torch.set_flush_denormal(True)
+flushed = x * 1
+torch.set_flush_denormal(False)
+assert (flushed == 0).any() and (flushed != 0).any(), "stock: by the thread"
+compiled = torch.compile(lambda x: x * 1, backend="batch_invariant")
+compiled(x)
+torch.set_flush_denormal(True)
+torch.compile(lambda x: x * 2, backend="batch_invariant")(x)
+with bi_compile.eager():
+    x * 1
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr.count("LeakWarning: torch.set_flush_denormal(True) holds in one thread") == 1
+    assert "Hint: call torch.set_flush_denormal(False)." in run.stderr
+
+
 def test_inductor_told_to_skip_the_check_of_the_final_graph_is_refused():
     from torch._inductor import config
 

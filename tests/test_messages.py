@@ -186,12 +186,14 @@ def test_disabled_check():
         ),
         ("stance", "leave torch.compiler.set_stance's force_backend out."),
         ("disabled", "unset it, or call the model under bi_compile.eager()."),
+        ("subnormal numbers", "call torch.set_flush_denormal(False)."),
     ],
 )
 def test_leak_warning(kind, hint):
     warning = errors.LeakWarning("x runs as stock PyTorch", kind=kind, where="model.py:3, in f:  x(y)")
     assert str(warning) == f"x runs as stock PyTorch\n  model.py:3, in f:  x(y)\nHint: {hint}"
-    assert set(errors._WAYS_OUT) == {"outside graphs", "gradient outside graphs", "stance", "disabled"}
+    kinds = {"outside graphs", "gradient outside graphs", "stance", "disabled", "subnormal numbers"}
+    assert set(errors._WAYS_OUT) == kinds
 
 
 def test_factory_errors():
