@@ -96,8 +96,11 @@ class _CanonicalOps(TorchDispatchMode):
             return func(*args, **kwargs)
         functional = _functional_form(func)
         if functional is not None and not _runs_as_it_is(functional, args, kwargs):
-            destination = kwargs.pop("out", None) if "out" in kwargs else args[0]
-            result = self.__torch_dispatch__(functional, types, args, kwargs)
+            destination = kwargs["out"] if "out" in kwargs else args[0]
+            inputs = {name: value for name, value in kwargs.items() if name != "out"}
+            result = self.__torch_dispatch__(functional, types, args, inputs)
+            if "out" in kwargs and destination.shape != result.shape:
+                destination.resize_(result.shape)
             return destination.copy_(result)
         for build in (captured(func), canonical().get(func), transcendental().get(func)):
             if build is not None:
@@ -215,18 +218,27 @@ def _binary(name: str) -> Callable[..., Any]:
 
 @cache
 def _functional_form(func: Any) -> Any:
-    """The op without mutation behind `add_` or `add.out`, or None."""
+    """The op without mutation behind `add_` or `add.out`, of the same arguments, or None."""
     if func.namespace != "aten" or not func._schema.is_mutable:
         return None
-    name, overload = base_name(func), func._overloadname
-    if name.endswith("_") and hasattr(torch.ops.aten, name[:-1]):
-        return getattr(getattr(torch.ops.aten, name[:-1]), overload, None)
-    outs = [a.name for a in func._schema.arguments if a.is_out]
+    name, outs = base_name(func), [a.name for a in func._schema.arguments if a.is_out]
     if outs == ["out"]:
         packet = getattr(torch.ops.aten, name)
-        plain = overload.removesuffix("_out").removesuffix("out") or "default"
-        return getattr(packet, plain, None)
-    return None
+    elif name.endswith("_") and hasattr(torch.ops.aten, name[:-1]):
+        packet = getattr(torch.ops.aten, name[:-1])
+    else:
+        return None
+    # Overloads of one name may take others: pow_.Scalar has a tensor to the power of a number, pow.Scalar the
+    # reverse. What creates tensors also takes a dtype and a device where it has no destination.
+    wanted = _arguments(func)
+    forms = [form for o in packet.overloads() if not (form := getattr(packet, o))._schema.is_mutable]
+    same = [form for form in forms if _arguments(form) == wanted]
+    more = [form for form in forms if wanted <= _arguments(form)]
+    return next(iter(same or more), None)
+
+
+def _arguments(op: Any) -> set[tuple[str, str]]:
+    return {(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out}
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

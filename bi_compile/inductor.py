@@ -181,7 +181,7 @@ def compile_graph(
         compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
         if _graphs_only.get():
             return _check_only(graph_module, compile_inner)
-        with canonical_codegen():
+        with canonical_codegen(), _gathering_once():
             compiled = compile_inner()
         generated(direction, _code_file(compiled), getattr(compiled, "source_code", ""))
         return compiled
@@ -253,6 +253,28 @@ def _rounding_casts() -> Iterator[None]:
         if _BEFORE_2_13:
             for entry in pointless:
                 stack.enter_context(mock.patch.object(entry, "extra_check", return_value=False))
+        yield
+
+
+@contextmanager
+def _gathering_once() -> Iterator[None]:
+    """Make a buffer of what is read by computed indices and used more than once.
+
+    Inductor writes it out anew at each use, and the uses of uses: its time for that grows with the square of
+    the number of reads, to minutes for a quantile and three ops on it. Loops are fused all the same.
+    """
+    from torch._inductor.ir import Pointwise, StorageBox
+
+    stock = StorageBox.should_realize_on_reuse
+
+    def should_realize(box: Any, users: int, **options: Any) -> bool:
+        if stock(box, users, **options):
+            return True
+        if users < 2 or not isinstance(box.data, Pointwise):
+            return False
+        return "indirect_indexing" in box.data.inner_fn_opcount().used_ops
+
+    with mock.patch.object(StorageBox, "should_realize_on_reuse", should_realize):
         yield
 
 

@@ -148,6 +148,14 @@ _conj = _of_one(aten._conj.default, aten._conj_physical.default, aten.conj_physi
 )
 _exp = _of_one(aten.exp.default)(lambda re, im: made_of(re.exp() * im.cos(), re.exp() * im.sin()))
 _abs = _of_one(aten.abs.default)(torch.hypot)
+_reciprocal = _of_one(aten.reciprocal.default)(lambda re, im: divide(1, made_of(re, im)))
+
+
+@_of_one(aten.sgn.default)
+def _sgn(re: Tensor, im: Tensor) -> Tensor:
+    length = torch.hypot(re, im)
+    length = torch.where(length == 0, 1, length)
+    return made_of(re / length, im / length)
 
 
 @rewrite(aten.polar.default)
@@ -171,4 +179,4 @@ def _convert(x: Tensor, dtype: torch.dtype) -> Any:
     return made_of(re.to(real), im.to(real))
 
 
-REWRITES = (*_neg, *_conj, *_exp, *_abs, *_polar, *_complex, *_convert)
+REWRITES = (*_neg, *_conj, *_exp, *_abs, *_reciprocal, *_sgn, *_polar, *_complex, *_convert)

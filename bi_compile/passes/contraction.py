@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from bi_compile.passes.complex_numbers import by_products
-from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.passes.rewrite import is_floating, opmath, rewrite
 from bi_compile.templates import contraction as _  # noqa: F401  (defines the ops)
 
 aten = torch.ops.aten
@@ -78,8 +78,9 @@ def _trilinear(
     if not is_floating(x1) or (expand1, expand2, expand3, sumdim) != ([1, 3], [0], [1, 2], [2, 3]):
         return NotImplemented
     outputs, inner, other = weight.shape
-    products = bi.mm(x1, weight.permute(1, 0, 2).reshape(inner, outputs * other))
-    return bi.sum(products.reshape(-1, outputs, other) * x2.unsqueeze(1), [2], False)
+    # Rounded once, at the end: in fp16 the products may be infinite.
+    products = bi.mm(opmath(x1), opmath(weight).permute(1, 0, 2).reshape(inner, outputs * other))
+    return bi.sum(products.reshape(-1, outputs, other) * opmath(x2).unsqueeze(1), [2], False).to(x1.dtype)
 
 
 @rewrite(aten._grouped_mm.default)

@@ -183,7 +183,7 @@ def _glu(x: Tensor, dim: int = -1) -> Any:
 
 @rewrite(aten.pow.Tensor_Scalar)
 def _pow(x: Tensor, exponent: Any) -> Any:
-    if not x.dtype.is_floating_point or not isinstance(exponent, int | float):
+    if not isinstance(exponent, int | float) or not (x.dtype.is_floating_point or is_complex(x)):
         return NotImplemented
     special = {
         0: torch.ones_like,
@@ -195,8 +195,10 @@ def _pow(x: Tensor, exponent: Any) -> Any:
         -0.5: lambda t: 1 / t.sqrt(),
         -2: lambda t: 1 / (t * t),
     }
-    if exponent in special:
+    if exponent in special and not (is_complex(x) and exponent in (0.5, -0.5)):
         return special[exponent](_opmath(x)).to(x.dtype)
+    if is_complex(x):
+        return NotImplemented
     # A tensor exponent keeps every other power in the one canonical function.
     wide = _opmath(x)
     return aten.pow.Tensor_Tensor(wide, torch.full((), exponent, dtype=wide.dtype, device=x.device)).to(

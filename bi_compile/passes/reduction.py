@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from bi_compile.passes.complex_numbers import by_parts
-from bi_compile.passes.rewrite import all_dims, integers_first, is_floating, rewrite
+from bi_compile.passes.rewrite import all_dims, integers_first, is_floating, opmath, rewrite
 from bi_compile.templates import reduction as _  # noqa: F401  (defines the ops)
 
 aten = torch.ops.aten
@@ -126,7 +126,8 @@ def _var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = 
 
 @rewrite(aten.std.correction)
 def _std(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return bi.var(x, _dims(x, dim), _correction(correction), keepdim).sqrt()
+    # The root of the variance that has not been rounded: in fp16 that may be infinite.
+    return bi.var(opmath(x), _dims(x, dim), _correction(correction), keepdim).sqrt().to(x.dtype)
 
 
 @rewrite(aten.var_mean.correction)
@@ -136,8 +137,8 @@ def _var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bo
 
 @rewrite(aten.std_mean.correction)
 def _std_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    var, mean = bi.var_mean(x, _dims(x, dim), _correction(correction), keepdim)
-    return var.sqrt(), mean
+    var, mean = bi.var_mean(opmath(x), _dims(x, dim), _correction(correction), keepdim)
+    return var.sqrt().to(x.dtype), mean.to(x.dtype)
 
 
 @rewrite(aten.linalg_vector_norm.default)

@@ -58,3 +58,8 @@ def is_floating(x: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
 
 def all_dims(x: torch.Tensor) -> list[int]:
     return list(range(x.dim()))
+
+
+def opmath(x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype that an op on it computes in: fp32 for bf16 and fp16."""
+    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x

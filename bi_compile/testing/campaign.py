@@ -1,10 +1,12 @@
 """Random models one after the other, as long as one likes: counts, failures, and programs that show them.
 
     python -m bi_compile.testing.campaign --models 20000 --jobs 2 --folder out/campaign
+    python -m bi_compile.testing.campaign --decoders 2000 --backend canonical
 
 The same command goes on where it was stopped. A model is a function of the seed and its number (on one
 machine: a step that stock PyTorch cannot run, or after which all samples agree, is left out). Models are
-compiled together, some ten in a graph; with --backend canonical nothing is compiled.
+compiled together, some ten in a graph; with --backend canonical nothing is compiled. Decoders are checked one
+by one, in pieces with a cache against whole prompts (`decoders.check_decoder`).
 """
 
 import argparse
@@ -26,9 +28,12 @@ from typing import Any
 import torch
 
 from bi_compile.testing.checking import check_model
+from bi_compile.testing.compiling import compiled
+from bi_compile.testing.decoders import FAMILIES, Decoder, check_decoder
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.shrinking import smallest
+from bi_compile.testing.subjects import refusal_of
 from bi_compile.testing.telling import telling
 from bi_compile.testing.together import Verdict, check_together
 
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         _work(options, 0, deadline)
     results = _Results(options).finished
-    print(summary([results[number] for number in sorted(results) if number < options.models]))
+    print(summary([results[number] for number in sorted(results) if number < _count(options)]))
     return int(any(result["what"] == "failed" for result in results.values()))
 
 
@@ -72,6 +77,7 @@ def _in_processes(options: argparse.Namespace, deadline: float) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bi_compile.testing.campaign", description=__doc__)
     parser.add_argument("--models", type=int, default=100, help="number i is the same model in a longer run")
+    parser.add_argument("--decoders", type=int, default=0, help="so many decoders instead of models")
     parser.add_argument("--steps", type=int, default=10, help="ops drawn for a model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -84,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="processes; 0 for this one")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so many")
     return parser
+
+
+def _count(options: argparse.Namespace) -> int:
+    return options.decoders or options.models
 
 
 def settings_of(number: int) -> dict[str, bool]:
@@ -101,11 +111,17 @@ def model_of(options: argparse.Namespace, number: int) -> RandomModel:
             return model
 
 
+def decoder_of(options: argparse.Namespace, number: int) -> Decoder:
+    """The decoder of that number."""
+    return Decoder.drawn(random.Random(f"decoders {options.seed} {number}"))
+
+
 class _Results:
     """The file of results: what was begun, and what became of it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.path = options.folder / f"{options.backend}-{options.seed}-{options.steps}.jsonl"
+        what = "decoders" if options.decoders else str(options.steps)
+        self.path = options.folder / f"{options.backend}-{options.seed}-{what}.jsonl"
         lines = (
             [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
         )
@@ -126,8 +142,9 @@ class _Results:
 def _blocks(options: argparse.Namespace, job: int) -> Iterator[list[int]]:
     """The numbers that are left to one job, block by block."""
     done = _Results(options).finished
-    for block in range(job, (options.models + BLOCK - 1) // BLOCK, options.jobs or 1):
-        numbers = range(block * BLOCK, min((block + 1) * BLOCK, options.models))
+    count = _count(options)
+    for block in range(job, (count + BLOCK - 1) // BLOCK, options.jobs or 1):
+        numbers = range(block * BLOCK, min((block + 1) * BLOCK, count))
         if left := [number for number in numbers if number not in done]:
             yield left
 
@@ -160,7 +177,9 @@ def _work(options: argparse.Namespace, job: int, deadline: float, blocks: int | 
 
 
 def _check(options: argparse.Namespace, results: _Results, numbers: Sequence[int]) -> None:
-    """Check models of one block, and note what became of each."""
+    """Check models or decoders of one block, and note what became of each."""
+    if options.decoders:
+        return _check_decoders(options, results, numbers)
     start, how = time.process_time(), {"backend": options.backend, **settings_of(numbers[0])}
     models = [model_of(options, number) for number in numbers]
     verdicts = (
@@ -176,6 +195,30 @@ def _check(options: argparse.Namespace, results: _Results, numbers: Sequence[int
         else:
             result |= {"what": verdict.what, "why": verdict.why}
         results.note(result | {"seconds": round((time.process_time() - start) / len(numbers), 2)})
+
+
+def _check_decoders(options: argparse.Namespace, results: _Results, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        start, case = time.process_time(), decoder_of(options, number)
+        result: dict[str, Any] = {"number": number, "ops": [case.family], "what": "same", "why": ""}
+        try:
+            check_decoder(case, lambda model: _run_by(model, options.backend))
+        except Exception as error:
+            if refused := refusal_of(error):
+                result |= {"what": refused.what, "why": refused.why}
+            else:
+                why = f"{type(error).__name__}: {error}"
+                result |= {"what": "failed", "why": why, "script": repr(case)}
+                print(f"decoder {number} failed: {why}\n  {case!r}", flush=True)
+        results.note(result | {"seconds": round(time.process_time() - start, 2)})
+
+
+def _run_by(model: torch.nn.Module, backend: str) -> Any:
+    if backend == "canonical":
+        import bi_compile
+
+        return bi_compile.eager()(model)
+    return model if backend == "eager" else compiled(model, backend)
 
 
 def _verdict(model: RandomModel, how: dict[str, Any]) -> Verdict:
@@ -202,14 +245,17 @@ def _found(
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
-    """Counts by outcome, refused ops, ops that no model held, and failures."""
+    """Counts by outcome, refused ops, ops or families that were checked, and failures."""
     counts = Counter(result["what"] for result in results)
-    lines = [f"{len(results)} models: " + ", ".join(f"{n} {what}" for what, n in counts.most_common())]
+    used = Counter(name for result in results for name in set(result["ops"]))
+    decoders = bool(used) and set(used) <= set(FAMILIES)
+    cases, parts, known = ("decoders", "families", FAMILIES) if decoders else ("models", "ops", OPS)
+    lines = [f"{len(results)} {cases}: " + ", ".join(f"{n} {what}" for what, n in counts.most_common())]
     for what in ("refused", "invalid"):
         reasons = Counter(result["why"] for result in results if result["what"] == what)
         lines += [f"  {n} {what}: {why}" for why, n in reasons.most_common()]
-    used = Counter(name for result in results for name in set(result["ops"]))
-    lines.append(f"  {len(used)} of {len(OPS)} ops, the rarest in {min(used.values(), default=0)} models")
+    rarest = min(used.values(), default=0)
+    lines.append(f"  {len(used)} of {len(known)} {parts}, the rarest in {rarest} {cases}")
     lines += [f"  failed: {r['why']} ({r['script']})" for r in results if r["what"] == "failed"]
     return "\n".join(lines)
 

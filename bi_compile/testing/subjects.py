@@ -64,10 +64,12 @@ class Subject:
     def of(cls, model: RandomModel, *, gradients: bool) -> "Subject | Outcome":
         """The subject, or "invalid" where stock PyTorch cannot run the model."""
         module, pool = model.module(), model.inputs(SAMPLES)
+        run = runner(module, gradients)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return cls(model, module, pool, runner(module, gradients)(pool)[0])
+                run(pool[:1])  # a norm of one value alone is refused
+                return cls(model, module, pool, run(pool)[0])
         except Exception as error:
             return Outcome("invalid", first_line(error))
 
@@ -94,6 +96,12 @@ class Subject:
         except UnsupportedOpError:
             return None
 
+    @property
+    def _rough(self) -> bool:
+        """Whether a rounding may become a large difference, so that float64 tells nothing."""
+        # Squares lose subnormals, and units for bf16 take them for zero, which what follows may magnify.
+        return self.model.kind == "subnormal" or not ROUGH.isdisjoint(name for name, _ in self.model.steps)
+
     def judge(self, alone: Sequence[Result], together: Sequence[Result], *, ours: bool) -> Outcome:
         """Compare the results of BATCHES with those alone, and ours with float64.
 
@@ -103,7 +111,7 @@ class Subject:
             for place in range(0, len(members), 1 if hostile is None else 2):
                 _require_same(alone[members[place]], found, (members, place, hostile))
         outputs = [results[0] for results in alone]
-        if ours and not ROUGH.intersection(name for name, _ in self.model.steps):
+        if ours and not self._rough:
             require_accurate(self.module, self.pool, outputs, self.stock)
         same_for_all = not any(bool(differing(outputs[0], other).any()) for other in outputs[1:])
         return Outcome("vacuous" if same_for_all else "same")
@@ -155,7 +163,10 @@ def require_accurate(
         return
     errors = [(x.double() - exact)[finite].square().mean().sqrt().item() for x in (got, stock)]
     largest = exact[finite].abs().max().item()
-    allowed = 10 * errors[1] + torch.finfo(got.dtype).eps * largest
+    # Stock's own error depends on the batch: its vectorised functions are a few roundings of fp32 off, and
+    # squares lose what is too small for them.
+    few = torch.finfo(got.dtype).eps + 16 * torch.finfo(torch.float32).eps
+    allowed = 10 * errors[1] + few * largest + torch.finfo(got.dtype).tiny
     if not (errors[0] <= allowed or math.isnan(errors[1])):
         raise InaccurateResultError(
             "the output is farther from float64 than stock PyTorch's",

@@ -26,6 +26,9 @@ CALLS = {
     "magnitude": (torch.abs, (Z,)),
     "parts": (lambda z: z.real * z.imag, (Z,)),
     "exponential": (torch.exp, (Z,)),
+    "reciprocal": (torch.reciprocal, (Z,)),
+    "square": (torch.square, (Z,)),
+    "sign": (lambda z: z.sgn() + torch.zeros_like(z).sgn(), (Z,)),
     "polar": (torch.polar, (R.abs(), R)),
     "from parts": (torch.complex, (R, R + 1)),
     "from real": (lambda r: r.to(torch.complex64) * 1j, (R,)),
@@ -49,7 +52,7 @@ def test_is_computed_by_parts_close_to_float64(name):
         assert_same_bits(torch.view_as_real(got) if got.is_complex() else got, _real(graph(*inputs)))
     wide = [x.to(torch.complex128) if x.is_complex() else x.double() for x in inputs]
     torch.testing.assert_close(got.to(fn(*wide).dtype), fn(*wide), rtol=2e-6, atol=2e-6, check_dtype=False)
-    left = {"aten.mul.Tensor", "aten.add.Tensor", "aten._conj", "aten.mm", "aten.polar"}
+    left = {"aten.mul.Tensor", "aten.add.Tensor", "aten._conj", "aten.mm", "aten.polar", "aten.sgn"}
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_complex():

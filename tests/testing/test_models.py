@@ -277,5 +277,40 @@ def test_random_models_are_invariant(number):
     check_model(model, gradients=number % 4 == 3)
 
 
+FOUND = {
+    "the gradient of a norm, through pow_": (RandomModel((5,), (("norm_3", (0,) * 6),)), True),
+    "the sign of a complex number": (RandomModel((33,), (("complex", (0,) * 6),)), True),
+    "the square of a deviation overflows": (
+        RandomModel((3,), (("std_mean", (0,) * 6),), dtype="float16", kind="cancelling"),
+        False,
+    ),
+    "a product overflows": (
+        RandomModel((7,), (("bilinear", (0, 0, 3, 1, 0, 0)),), dtype="float16", kind="cancelling"),
+        False,
+    ),
+    "a norm of one value alone": (RandomModel((1, 1), (("group_norm", (0,) * 6),)), False),
+    "rounded on purpose, with weights": (
+        RandomModel((3,), (("to_fp32", (0,) * 6), ("linear", (0,) * 6))),
+        False,
+    ),
+    "bf16 takes subnormals for zero": (
+        RandomModel((1,), (("matvec", (0,) * 6),), dtype="bfloat16", kind="subnormal"),
+        False,
+    ),
+    "subnormal": (RandomModel((7,), (("erf", (0,) * 6),), kind="subnormal"), False),
+    "stock's error depends on the batch": (RandomModel((3,), (("pow", (0,) * 6),), kind="wide"), False),
+}
+"""What campaigns found, shrunk: the model, and whether it is one of gradients."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_campaigns_found_stays_mended(name):
+    model, gradients = FOUND[name]
+    alone = name == "a norm of one value alone"
+    assert check_model(model, backend="canonical", gradients=gradients).what == (
+        "invalid" if alone else "same"
+    )
+
+
 def test_rough_ops_are_ops():
     assert set(OPS) >= ROUGH

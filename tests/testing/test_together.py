@@ -103,3 +103,11 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert results.read_text().count('{"alone": 3}') == 1
     assert "6 models: " in capsys.readouterr().out
     assert not list(tmp_path.glob("test_*.py")), "nothing failed"
+
+
+def test_a_campaign_of_decoders(tmp_path, capsys):
+    start = ["--folder", str(tmp_path), "--jobs", "0", "--decoders", "2", "--backend"]
+    assert campaign.main([*start, "canonical"]) == 0
+    assert capsys.readouterr().out.startswith("2 decoders: 2 same\n  2 of 12 families")
+    assert campaign.main([*start, "eager"]) == 1
+    assert "check_decoder(Decoder(family=" in capsys.readouterr().out
