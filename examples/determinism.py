@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,9 @@ ARMS = {"eager": "stock eager", "inductor": "stock Inductor", "ours": "bi_compil
 BACKENDS = {"eager": None, "inductor": "inductor", "ours": "batch_invariant"}
 OTHERS = "Create a file object. Raise ValueError if the argument is not a string, else return its items."
 SEED = 42
-CANDIDATES, CLOSEST, BATCH, PROMPT_LENGTH = 2048, 144, 24, 32
+Forward = Callable[..., torch.Tensor]
+"""A model, compiled or as it is."""
+CANDIDATES, CLOSEST, BATCHES, PROMPT_LENGTH = 2048, 144, (1, 3, 24), 32
 
 
 @dataclass
@@ -74,18 +76,21 @@ def main() -> int:
         model = load_or_train(args.out, sizes, lambda step, loss: progress.update(training, completed=step))
         progress.update(training, completed=sizes.steps)
         model = model.to(getattr(torch, args.dtype))
+        forwards = {
+            arm: torch.compile(model, backend=BACKENDS[arm], dynamic=True) if BACKENDS[arm] else model
+            for arm in args.arms
+        }
         searching = progress.add_task("finding a prompt", total=CLOSEST)
-        prompt = sensitive_prompt(model, args.tokens, lambda: progress.advance(searching))
+        stock = [forwards[arm] for arm in args.arms if arm != "ours"]
+        prompt = sensitive_prompt(model, stock, args.tokens, lambda: progress.advance(searching))
         progress.update(searching, completed=CLOSEST)
         results = {}
         for arm in args.arms:
-            backend = BACKENDS[arm]
-            forward = torch.compile(model, backend=backend, dynamic=True) if backend else model
             for temperature in args.temperatures:
                 task = progress.add_task(f"{ARMS[arm]}, temperature {temperature:g}", total=args.completions)
                 results[arm, temperature] = measure(
                     model,
-                    forward,
+                    forwards[arm],
                     prompt,
                     temperature,
                     completions=args.completions,
@@ -106,43 +111,58 @@ def main() -> int:
 
 
 @torch.no_grad()
-def sensitive_prompt(model: Decoder, tokens: int, tick: Callable[[], None] = lambda: None) -> list[int]:
+def sensitive_prompt(
+    model: Decoder,
+    forwards: Sequence[Forward],
+    tokens: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[int]:
     """A beginning of a documentation string that stock PyTorch completes otherwise alone than among others.
 
-    Of CANDIDATES beginnings those with the closest calls between two tokens are completed alone and in
-    batches; the first that differs is taken, else the closest call. A model of this size is sure of most
-    characters: a large one has two tokens as close in every long text.
+    forwards: the arms of stock PyTorch. Of CANDIDATES beginnings those with the closest calls between two
+    tokens are completed alone and in batches; the first that differs in every arm is taken, else the closest
+    call. A model of this size is sure of most characters, a large one is unsure in every long text.
     """
     paragraphs = [p for p in documentation().split("\n\n") if len(p) > PROMPT_LENGTH]
     chosen = random.Random(0).sample(paragraphs, CANDIDATES)
     prompts = torch.tensor([encode(p[:PROMPT_LENGTH]) for p in chosen])
-    prompts = prompts[_greedy(model, prompts, tokens)[1].argsort()[:CLOSEST]]
-    for group in prompts.split(BATCH):
-        together = _greedy(model, group, tokens)[0]
-        for i, prompt in enumerate(group):
+    prompts = prompts[_greedy(model, model, prompts, tokens)[1].argsort()[:CLOSEST]]
+    for group in prompts.split(max(BATCHES)):
+        differing = group if forwards else group[:0]
+        for forward in forwards:
+            found = [
+                torch.cat([_greedy(model, forward, part, tokens)[0] for part in differing.split(size)])
+                for size in BATCHES
+            ]
+            differing = differing[(torch.stack(found) != found[0]).any(-1).any(0)]
+            if not len(differing):
+                break
+        for _ in group:
             tick()
-            if not torch.equal(_greedy(model, prompt.unsqueeze(0), tokens)[0][0], together[i]):
-                return prompt.tolist()
+        if len(differing):
+            return differing[0].tolist()
     return prompts[0].tolist()
 
 
-def _greedy(model: Decoder, prompts: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _greedy(
+    model: Decoder, forward: Forward, prompts: torch.Tensor, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Completions [rows, tokens] and the least margin between the best two tokens of each."""
     cache = model.empty_cache(len(prompts))
-    logits = model(prompts, torch.arange(PROMPT_LENGTH).expand_as(prompts), cache)[:, -1]
+    logits = forward(prompts, torch.arange(PROMPT_LENGTH).expand_as(prompts), cache)[:, -1]
     margins, found = torch.full((len(prompts),), torch.inf), []
     for at in range(PROMPT_LENGTH, PROMPT_LENGTH + tokens):
         best = logits.topk(2).values
         margins = torch.minimum(margins, best[:, 0] - best[:, 1])
         found.append(logits.argmax(-1, keepdim=True))
-        logits = model(found[-1], torch.full_like(found[-1], at), cache)[:, -1]
+        logits = forward(found[-1], torch.full_like(found[-1], at), cache)[:, -1]
     return torch.cat(found, 1), margins
 
 
 @torch.no_grad()
 def measure(
     model: Decoder,
-    forward: Callable[..., torch.Tensor],
+    forward: Forward,
     prompt: list[int],
     temperature: float,
     *,
@@ -151,10 +171,7 @@ def measure(
     slots: int,
     tick: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Completes the prompt `completions` times; as many other requests, of any length, run beside it.
-
-    forward: the model, compiled or as it is.
-    """
+    """Completes the prompt `completions` times; as many other requests, of any length, run beside it."""
     requests = _requests(prompt, completions, tokens)
     warm_up = Server(model, forward, slots=slots, regime=8, temperature=temperature, draw=random.Random(0))
     warm_up.run(_requests(prompt, 12, 8), lambda request: None)
@@ -176,9 +193,7 @@ def measure(
     return result
 
 
-def _compare_logits(
-    result: Result, watched: list[Request], forward: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
+def _compare_logits(result: Result, watched: list[Request], forward: Forward) -> None:
     """Each watched text's logits against those of the first request with it, and of one forward of it all."""
     first: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for request in watched:
