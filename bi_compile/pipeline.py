@@ -18,6 +18,7 @@ from bi_compile.passes import (
     normalization,
     pointwise,
     pooling,
+    pooling_gradients,
     reduction,
     scan,
     scatter,
@@ -33,6 +34,7 @@ PIPELINE = (
     normalization,  # whole norms before the sums they are made of
     softmax,  # likewise
     pooling,  # windows, by sums or elementwise chains
+    pooling_gradients,  # likewise
     reduction,  # what is left of sums, maxima and variances
     sort,  # selections before the extrema and gathers they are made of
     scan,  # running sums and products

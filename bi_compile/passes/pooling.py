@@ -23,11 +23,11 @@ CHAIN = 16
 """The longest window, in elements along one dim, that is a chain."""
 
 
-def _opmath(x: Tensor) -> Tensor:
+def opmath(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
-def _per_dim(values: Any, dims: int) -> list[int]:
+def per_dim(values: Any, dims: int) -> list[int]:
     """A pooling argument for each spatial dim: an int, one value or `dims` of them."""
     values = [values] if isinstance(values, int) else list(values)
     return values * dims if len(values) == 1 else values
@@ -64,7 +64,7 @@ def _along(values: Tensor, dim: int, dims: int) -> Tensor:
     return values.reshape([-1] + [1] * (dims - 1 - dim))
 
 
-def _added(taps: Sequence[Tensor]) -> Tensor:
+def added(taps: Sequence[Tensor]) -> Tensor:
     total = taps[0]
     for tap in taps[1:]:
         total = total + tap
@@ -73,7 +73,7 @@ def _added(taps: Sequence[Tensor]) -> Tensor:
 
 def _window_sum(x: Tensor, dim: int, kernel: int, stride: int, padding: int, count: Any) -> Tensor:
     if kernel <= CHAIN:
-        return _added(_taps(x, dim, kernel, stride, padding, 1, count, 0.0))
+        return added(_taps(x, dim, kernel, stride, padding, 1, count, 0.0))
     reach = (count - 1) * stride + kernel
     x = _padded(x, dim, padding, reach - x.shape[dim] - padding, 0.0)
     return bi.sum(x.narrow(dim, 0, reach).unfold(dim, kernel, stride), [x.dim()], False)
@@ -109,21 +109,41 @@ def _avg_pool_nd(
 ) -> Any:
     if not is_floating(x):
         return NotImplemented
-    kernels, paddings = _per_dim(kernel_size, dims), _per_dim(padding, dims)
-    strides, divisor = _per_dim(stride or kernels, dims), divisor_override
-    total = _opmath(x)
-    places: Any = 1
+    kernels, paddings = per_dim(kernel_size, dims), per_dim(padding, dims)
+    strides = per_dim(stride or kernels, dims)
+    total = opmath(x)
     for i in reversed(range(dims)):
         dim, kernel, step, pad = x.dim() - dims + i, kernels[i], strides[i], paddings[i]
-        size = x.shape[dim]
-        count = _windows(size, kernel, step, pad, 1, ceil_mode)
-        total = _window_sum(total, dim, kernel, step, pad, count)
-        if divisor is None and (ceil_mode or (pad and not count_include_pad)):
+        total = _window_sum(
+            total, dim, kernel, step, pad, _windows(x.shape[dim], kernel, step, pad, 1, ceil_mode)
+        )
+    divisor = divisor_override or places(
+        x, kernels, strides, paddings, ceil_mode=ceil_mode, count_include_pad=count_include_pad
+    )
+    return (total / divisor).to(x.dtype)
+
+
+def places(
+    x: Tensor,
+    kernels: list[int],
+    strides: list[int],
+    paddings: list[int],
+    *,
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Any:
+    """How many elements each average is of: a number, or a tensor over the spatial dims of the result."""
+    dims = len(kernels)
+    product: Any = 1
+    for i in reversed(range(dims)):
+        size, kernel, step, pad = x.shape[x.dim() - dims + i], kernels[i], strides[i], paddings[i]
+        if ceil_mode or (pad and not count_include_pad):
+            count = _windows(size, kernel, step, pad, 1, ceil_mode)
             inside = _in_window(size, kernel, step, pad, count, pad if count_include_pad else 0, x)
-            places = places * _along(inside, i, dims)
+            product = product * _along(inside, i, dims)
         else:
-            places = places * kernel
-    return (total / (places if divisor is None else divisor)).to(x.dtype)
+            product = product * kernel
+    return product
 
 
 def _bins(size: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,14 +158,14 @@ def _bin_sum(x: Tensor, dim: int, size: int, count: int) -> Tensor:
     if longest > CHAIN:
         return torch.cat([bi.sum(x.narrow(dim, start, end - start), [dim], True) for start, end in bins], dim)
     if size % count == 0:
-        return _added([aten.slice.Tensor(x, dim, i, None, longest) for i in range(longest)])
+        return added([aten.slice.Tensor(x, dim, i, None, longest) for i in range(longest)])
     start, end = _bins(size, count, x)
     shape = [-1] + [1] * (x.dim() - 1 - dim)
     taps = []
     for i in range(longest):
         tap = x.index_select(dim, torch.minimum(start + i, end - 1))
         taps.append(torch.where((start + i < end).reshape(shape), tap, 0.0))
-    return _added(taps)
+    return added(taps)
 
 
 @rewrite(
@@ -158,15 +178,21 @@ def _adaptive_avg_pool(x: Tensor, output_size: Any) -> Any:
     dims = len(output_size)
     if all(count == 1 for count in output_size):
         return bi.mean(x, list(range(x.dim() - dims, x.dim())), True)
-    total = _opmath(x)
-    places: Any = 1
+    total = opmath(x)
     for i in reversed(range(dims)):
-        dim, count = x.dim() - dims + i, int(output_size[i])
-        size = int(x.shape[dim])
-        total = _bin_sum(total, dim, size, count)
-        start, end = _bins(size, count, x)
-        places = places * _along(end - start, i, dims)
-    return (total / places).to(x.dtype)
+        dim = x.dim() - dims + i
+        total = _bin_sum(total, dim, int(x.shape[dim]), int(output_size[i]))
+    return (total / bin_places(x, output_size)).to(x.dtype)
+
+
+def bin_places(x: Tensor, output_size: Sequence[int]) -> Any:
+    """How many elements each average of an adaptive pooling is of."""
+    dims = len(output_size)
+    product: Any = 1
+    for i in reversed(range(dims)):
+        start, end = _bins(int(x.shape[x.dim() - dims + i]), int(output_size[i]), x)
+        product = product * _along(end - start, i, dims)
+    return product
 
 
 @rewrite(aten.max_pool2d_with_indices.default)
@@ -190,8 +216,8 @@ def _max_pool_nd(
 ) -> Any:
     if not is_floating(x):
         return NotImplemented
-    kernels, paddings = _per_dim(kernel_size, dims), _per_dim(padding, dims)
-    strides, dilations = _per_dim(stride or kernels, dims), _per_dim(dilation, dims)
+    kernels, paddings = per_dim(kernel_size, dims), per_dim(padding, dims)
+    strides, dilations = per_dim(stride or kernels, dims), per_dim(dilation, dims)
     first = x.dim() - dims
     largest = windows = x
     for i in range(dims):
