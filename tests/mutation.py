@@ -219,7 +219,7 @@ DEFECTS = (
     ),
     Defect(
         "cache keys ignore the options",
-        (("backend.py", "{fingerprint()}-{parsed.on_unsupported}-", "{fingerprint()}-"),),
+        (("backend.py", "{fingerprint()}-{parsed.on_unsupported}-{parsed.dropout}-", "{fingerprint()}-"),),
         ("tests/test_verify.py", "-k", "caches_see"),
     ),
     Defect(

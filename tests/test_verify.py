@@ -129,16 +129,17 @@ def test_caches_see_the_options_and_our_source(monkeypatch):
 
     from bi_compile import backend
 
-    def hits_and_misses():
+    def hits_and_misses(**options):
         torch.compiler.reset()
         counters.clear()
-        torch.compile(lambda x: (x * 3.25).exp().sum(-1), backend="batch_invariant")(X)
+        torch.compile(lambda x: (x * 3.25).exp().sum(-1), backend="batch_invariant", options=options)(X)
         found = counters["aot_autograd"]
         return found["autograd_cache_hit"], found["autograd_cache_miss"]
 
     with fresh_inductor_cache():
         assert hits_and_misses() == (0, 1)
         assert hits_and_misses() == (1, 0)
+        assert hits_and_misses(dropout="per_sample") == (0, 1)
         monkeypatch.setattr(backend, "fingerprint", lambda: "an edited pass")
         assert hits_and_misses() == (0, 1)
 
