@@ -1,21 +1,25 @@
 """Compiling for a check, whatever else the process has compiled."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+_numbers = itertools.count()
 
-def compiled(fn: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """`torch.compile(fn, backend=backend)`, with a code object that no other function has.
+
+def compiled(fn: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    """`torch.compile(fn, backend=backend)`, with a code object and a name that no other function has.
 
     Dynamo counts the graphs that it has made of one code object, up to its `recompile_limit`. All instances
     of a class have one `forward`, and PyTorch's own modules and ops enter Dynamo by one function, so a
-    process that checks nine of them would be refused the ninth.
+    process that checks nine of them would be refused the ninth. And by its place and name it remembers the
+    sizes a function has had, and takes those that change for symbolic: also features of another model.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
-    run.__code__ = run.__code__.replace()
+    run.__code__ = run.__code__.replace(co_name=f"run_{next(_numbers)}")
     return torch.compile(run, backend=backend)

@@ -34,3 +34,16 @@ def test_the_fixture_has_it(few_graphs, batch_invariant):
     for width in (301, 303, 305):
         model = torch.nn.Linear(width, 75).requires_grad_(False)
         batch_invariant(model, torch.randn(8, width), sizes=(1, 7), control=True, reference=True)
+
+
+def test_sizes_of_one_model_do_not_make_those_of_the_next_symbolic():
+    seen = []
+
+    def backend(module, inputs):
+        seen.extend(t.shape[1] for t in inputs if t.dim() == 2 and not isinstance(t, torch.nn.Parameter))
+        return module
+
+    for width in (3, 5, 7):
+        compiled(lambda x: x * 2, backend)(torch.randn(4, width))
+    assert seen == [3, 5, 7]
+    assert all(type(size) is int for size in seen)
