@@ -42,7 +42,9 @@ def attention(
     binary = q.dtype != torch.float32
     digits = oracle._LOG2_E if binary else 1.0
     natural = softcap != 0 or not 2**-20 <= scale <= 2**20
-    scores = oracle._scores(q.float(), k.float().repeat_interleave(group, 1), scale if natural else 1.0)
+    scores = oracle._scores(q.float(), k.float().repeat_interleave(group, 1), by_tiles=False)
+    if natural:
+        scores = scores * torch.tensor(scale, dtype=torch.float32)
     factor, unit = (digits, 1.0) if natural else (scale * digits, 1 / scale)
     if softcap:
         cap = torch.tensor(softcap)

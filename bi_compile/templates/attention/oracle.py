@@ -103,7 +103,7 @@ def attention(
     wide_v = torch.where(dead, 0.0, v.float().repeat_interleave(group, 1))
 
     by_tiles = q.dtype == torch.bfloat16 and bf16_order() == "tiles"
-    scores = _scores(wide_q, wide_k, by_tiles) * torch.tensor(scale, dtype=torch.float32)
+    scores = _scores(wide_q, wide_k, by_tiles=by_tiles) * torch.tensor(scale, dtype=torch.float32)
     if softcap:
         cap = torch.tensor(softcap)
         scores = tanh(scores / cap) * cap
@@ -153,7 +153,7 @@ def _empty(rows: torch.Size, size: int) -> State:
     return torch.full(rows, -math.inf), torch.zeros(rows), torch.zeros(*rows, size)
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, by_tiles: bool) -> torch.Tensor:
+def _scores(q: torch.Tensor, k: torch.Tensor, *, by_tiles: bool) -> torch.Tensor:
     """[B, H, Lq, keys]: one chain over d, or the sums of the bf16 order "tiles"."""
     if by_tiles:
         return _tiles(q, k.transpose(-1, -2))
