@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from bi_compile.passes.rewrite import rewrite
+from bi_compile.passes.rewrite import opmath, rewrite
 from bi_compile.templates import reduction as _reduction  # noqa: F401  (defines the ops)
 from bi_compile.templates import scatter as _scatter  # noqa: F401
 
@@ -13,10 +13,6 @@ bi = torch.ops.bi_compile
 Tensor = torch.Tensor
 
 _SUM, _MEAN, _MAX = range(3)
-
-
-def _opmath(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _reduce_rows(slots: Any, index: Tensor, rows: Tensor, reduce: str = "sum") -> Tensor:
@@ -49,9 +45,9 @@ def _embedding_bag(
     kept = indices != padding_idx
     sizes = _counts(bag, bags, kept)
 
-    rows = _opmath(weight.index_select(0, indices))
+    rows = opmath(weight.index_select(0, indices))
     if per_sample_weights is not None:
-        rows = rows * _opmath(per_sample_weights)[:, None]
+        rows = rows * opmath(per_sample_weights)[:, None]
     if mode == _MAX:
         masked = torch.where(kept[:, None], rows, -torch.inf)
         # What is left of a bag of nothing but padding is zero, as an empty bag is.
@@ -82,7 +78,7 @@ def _embedding_bag_dense_backward(
     per_sample_weights: Tensor | None,
     padding_idx: int = -1,
 ) -> Any:
-    wide = _opmath(grad)
+    wide = opmath(grad)
     if mode == _MAX:
         taken = torch.where((sizes > 0)[:, None], wide, 0)
         zeros = wide.new_zeros(slots, grad.shape[1])
@@ -91,7 +87,7 @@ def _embedding_bag_dense_backward(
     if mode == _MEAN:
         rows = rows / sizes.clamp(min=1)[bag][:, None]
     if per_sample_weights is not None:
-        rows = rows * _opmath(per_sample_weights)[:, None]
+        rows = rows * opmath(per_sample_weights)[:, None]
     if scale_grad_by_freq:
         index = indices.long()
         rows = rows / _counts(index, slots, torch.ones_like(index))[index][:, None]
@@ -131,7 +127,7 @@ def _per_sample_weights_backward(
     mode: int,
     padding_idx: int = -1,
 ) -> Any:
-    products = _opmath(grad).index_select(0, bag) * _opmath(weight).index_select(0, indices)
+    products = opmath(grad).index_select(0, bag) * opmath(weight).index_select(0, indices)
     kept = (indices != padding_idx)[:, None]
     return bi.sum(torch.where(kept, products, 0), [1], False).to(grad.dtype)
 

@@ -9,14 +9,10 @@ from typing import Any
 import torch
 
 from bi_compile.passes.complex_numbers import add, divide, either, is_complex, multiply, subtract
-from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.passes.rewrite import is_floating, opmath, rewrite
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
-
-
-def _opmath(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _rounds_a_scalar(a: Any, b: Any) -> bool:
@@ -34,7 +30,7 @@ def _on_cuda(value: Any) -> bool:
 
 
 def _wide(value: Any) -> Any:
-    return _opmath(value) if isinstance(value, Tensor) else value
+    return opmath(value) if isinstance(value, Tensor) else value
 
 
 def _in_opmath(op: Any) -> Any:
@@ -146,8 +142,8 @@ def _remainder(a: Any, b: Any) -> Any:
 
 @rewrite(aten.addcmul.default)
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
-    product = _opmath(a) * _opmath(b)
-    return (_opmath(x) + (product if value == 1 else product * value)).to(x.dtype)
+    product = opmath(a) * opmath(b)
+    return (opmath(x) + (product if value == 1 else product * value)).to(x.dtype)
 
 
 @rewrite(aten.addcdiv.default)
@@ -159,8 +155,8 @@ def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
 
 @rewrite(aten.lerp.Scalar, aten.lerp.Tensor)
 def _lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
-    a, b = _opmath(start), _opmath(end)
-    w = _opmath(weight) if isinstance(weight, Tensor) else torch.full_like(a, weight)
+    a, b = opmath(start), opmath(end)
+    w = opmath(weight) if isinstance(weight, Tensor) else torch.full_like(a, weight)
     # From the nearer end, so that weight 0 and 1 give the ends exactly.
     return torch.where(w.abs() < 0.5, a + w * (b - a), b - (b - a) * (1 - w)).to(start.dtype)
 
@@ -169,15 +165,15 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Any:
 def _asinh(x: Tensor) -> Any:
     if not x.dtype.is_floating_point:
         return NotImplemented
-    a = _opmath(x).abs()
+    a = opmath(x).abs()
     small = (a + a * a / (1 + (1 + a * a).sqrt())).log1p()
     large = a.log() + math.log(2)
-    return torch.where(a < 2.0**28, small, large).copysign(_opmath(x)).to(x.dtype)
+    return torch.where(a < 2.0**28, small, large).copysign(opmath(x)).to(x.dtype)
 
 
 @rewrite(aten.glu.default)
 def _glu(x: Tensor, dim: int = -1) -> Any:
-    a, b = _opmath(x).chunk(2, dim)
+    a, b = opmath(x).chunk(2, dim)
     return (a * b.sigmoid()).to(x.dtype)
 
 
@@ -196,11 +192,11 @@ def _pow(x: Tensor, exponent: Any) -> Any:
         -2: lambda t: 1 / (t * t),
     }
     if exponent in special and not (is_complex(x) and exponent in (0.5, -0.5)):
-        return special[exponent](_opmath(x)).to(x.dtype)
+        return special[exponent](opmath(x)).to(x.dtype)
     if is_complex(x):
         return NotImplemented
     # A tensor exponent keeps every other power in the one canonical function.
-    wide = _opmath(x)
+    wide = opmath(x)
     return aten.pow.Tensor_Tensor(wide, torch.full((), exponent, dtype=wide.dtype, device=x.device)).to(
         x.dtype
     )
@@ -221,7 +217,7 @@ def _round(x: Tensor, *, decimals: int) -> Any:
     if decimals == 0:
         return x.round()
     # A quotient, as in eager PyTorch: Inductor multiplies with the power's reciprocal, which is rounded.
-    wide = _opmath(x)
+    wide = opmath(x)
     power = torch.full((), 10.0 ** abs(decimals), dtype=wide.dtype, device=x.device)
     rounded = (wide * power).round() / power if decimals > 0 else (wide / power).round() * power
     return rounded.to(x.dtype)
@@ -230,7 +226,7 @@ def _round(x: Tensor, *, decimals: int) -> Any:
 @rewrite(aten.softshrink.default)
 def _softshrink(x: Tensor, lambd: Any = 0.5) -> Any:
     # The zero has the sign of x. Eager PyTorch gives +0 in vectors, and either zero in what is left of a row.
-    wide = _opmath(x)
+    wide = opmath(x)
     inner = torch.where(wide < -lambd, wide + lambd, wide * 0)
     return torch.where(wide > lambd, wide - lambd, inner).to(x.dtype)
 
@@ -265,7 +261,7 @@ def _relu(x: Tensor) -> Any:
 def _clamp(x: Tensor, min: Any = None, max: Any = None) -> Any:
     if not is_floating(x):
         return NotImplemented
-    wide = _opmath(x)
+    wide = opmath(x)
     for bound, low in ((min, True), (max, False)):
         if bound is not None:
             wide = torch.where(wide < bound if low else wide > bound, bound, wide)

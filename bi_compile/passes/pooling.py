@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.passes.rewrite import is_floating, opmath, rewrite
 from bi_compile.templates import reduction as _  # noqa: F401  (defines the ops)
 
 aten = torch.ops.aten
@@ -21,10 +21,6 @@ Tensor = torch.Tensor
 
 CHAIN = 16
 """The longest window, in elements along one dim, that is a chain."""
-
-
-def opmath(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def per_dim(values: Any, dims: int) -> list[int]:

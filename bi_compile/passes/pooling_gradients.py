@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bi_compile.passes import pooling
-from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.passes.rewrite import is_floating, opmath, rewrite
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -56,7 +56,7 @@ def _avg_pool_nd(
     divisor = divisor_override or pooling.places(
         x, kernels, strides, paddings, ceil_mode=ceil_mode, count_include_pad=count_include_pad
     )
-    total = pooling.opmath(grad) / divisor
+    total = opmath(grad) / divisor
     for i in reversed(range(dims)):
         dim = x.dim() - dims + i
         total = _spread(total, dim, kernels[i], strides[i], paddings[i], x.shape[dim])
@@ -76,7 +76,7 @@ def _adaptive_avg_pool3d(grad: Tensor, x: Tensor) -> Any:
 def _adaptive_avg_pool_nd(grad: Tensor, x: Tensor, dims: int) -> Any:
     if not is_floating(x):
         return NotImplemented
-    total = pooling.opmath(grad) / pooling.bin_places(x, grad.shape[-dims:])
+    total = opmath(grad) / pooling.bin_places(x, grad.shape[-dims:])
     for dim in reversed(range(x.dim() - dims, x.dim())):
         total = _spread_bins(total, dim, int(x.shape[dim]))
     return total.to(x.dtype)

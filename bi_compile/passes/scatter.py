@@ -5,17 +5,13 @@ from typing import Any
 
 import torch
 
-from bi_compile.passes.rewrite import is_floating, rewrite
+from bi_compile.passes.rewrite import is_floating, opmath, rewrite
 from bi_compile.templates import scatter as _  # noqa: F401  (defines the ops)
 
 aten = torch.ops.aten
 bi = torch.ops.bi_compile
 Tensor = torch.Tensor
 Indices = Sequence[Tensor | None]
-
-
-def _opmath(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 @rewrite(aten.scatter_add.default)
@@ -62,7 +58,7 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any
         return NotImplemented
     if alpha == 1:
         return _by_rows(x, dim, index, source, "sum")
-    return _by_rows(_opmath(x), dim, index, _opmath(source) * alpha, "sum").to(x.dtype)
+    return _by_rows(opmath(x), dim, index, opmath(source) * alpha, "sum").to(x.dtype)
 
 
 @rewrite(aten.index_reduce.default)
@@ -108,7 +104,7 @@ def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> A
 def _embedding_dense_backward(
     grad: Tensor, indices: Tensor, rows: int, padding_idx: int, scale_grad_by_freq: bool
 ) -> Any:
-    flat, index = _opmath(grad).reshape(-1, grad.shape[-1]), indices.reshape(-1).long()
+    flat, index = opmath(grad).reshape(-1, grad.shape[-1]), indices.reshape(-1).long()
     if scale_grad_by_freq:
         flat = flat / counts(index, rows)[index, None]
     elif padding_idx < 0:
@@ -143,10 +139,10 @@ def _segment_reduce(
     segment = torch.searchsorted(ends.contiguous(), places.contiguous(), right=True)
     shape = (*lengths.shape, *[1] * len(trailing))
     start = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -torch.inf, "min": torch.inf}[reduce]
-    slots = _opmath(data).new_full((*lengths.shape, *trailing), start if initial is None else initial)
+    slots = opmath(data).new_full((*lengths.shape, *trailing), start if initial is None else initial)
     index = segment.reshape(*segment.shape, *[1] * len(trailing)).expand(data.shape)
     op = {"max": "amax", "min": "amin", "mean": "sum"}.get(reduce, reduce)
-    out = bi.scatter_reduce(slots, axis, index, _opmath(data), op, True)
+    out = bi.scatter_reduce(slots, axis, index, opmath(data), op, True)
     if reduce == "mean":
         # Of no elements: what the segment starts from, or NaN.
         empty = torch.nan if initial is None else out
