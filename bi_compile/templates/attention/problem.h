@@ -93,7 +93,6 @@ struct NoUnit {
 // Keys and values that meet the rows of a tile together.
 template <class T>
 struct Block {
-  int64_t first;  // its first key
   int count;
   const T *keys, *values;
 };

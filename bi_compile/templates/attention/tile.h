@@ -126,7 +126,7 @@ class Tile {
   }
 
   void run_block(int64_t first, int count, State<A> state) {
-    products_.begin({first, count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
+    products_.begin({count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
                      problem_.v_head(b_, kv_head_) + first * problem_.v_stride[2]},
                     attended_ - first - kBlock);
     for (int64_t& offset : mask_offset_) offset = -1;
