@@ -1,6 +1,7 @@
 """Sizes are products of factors: what divides what is known without numbers."""
 
 import sympy
+from torch.utils._sympy.functions import FloorDiv
 
 from bi_compile.analysis.axes import Axis, Unknown, reshaped
 from bi_compile.analysis.sizes import ONE, Size, product
@@ -37,3 +38,11 @@ def test_a_scrambling_reshape_is_not_taken_for_a_transposition():
     except Unknown:
         return
     raise AssertionError("[B, S] seen as [S, B] has the samples in other rows")
+
+
+def test_a_floor_is_a_multiple_or_stays_as_it_is():
+    b = sympy.Symbol("b", positive=True, integer=True)
+    assert Size.of(FloorDiv(2 * b + 1, 2)) == Size.of(b)
+    # Without a value below 6, where the divisor is 0: the size of `unflatten(0, (b // 6, -1))`.
+    rest = FloorDiv(b, FloorDiv(b, 6))
+    assert Size.of(rest) == Size(1, ((rest, 1),))
