@@ -10,6 +10,7 @@ by one, in pieces with a cache against whole prompts (`decoders.check_decoder`).
 """
 
 import argparse
+import functools
 import itertools
 import json
 import logging
@@ -20,20 +21,19 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bi_compile.testing.checking import check_model
-from bi_compile.testing.compiling import compiled
 from bi_compile.testing.decoders import FAMILIES, Decoder, check_decoder
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.random_models import RandomModel
-from bi_compile.testing.shrinking import smallest
-from bi_compile.testing.subjects import refusal_of
+from bi_compile.testing.shrinking import Case, smallest
+from bi_compile.testing.subjects import Outcome, refusal_of
 from bi_compile.testing.telling import telling
 from bi_compile.testing.together import Verdict, check_together
 
@@ -42,36 +42,49 @@ BLOCK = 40
 NOT_COMPILED = ("eager", "canonical")
 _BLOCKS_OF_A_PROCESS = 15
 """Then it ends and another goes on: compiled code is never unloaded."""
+_STOPPED = 128 + signal.SIGTERM
+"""The exit status of what was told to stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaign; the exit status is 1 if any model failed."""
+    """Run the campaign; the exit status is 1 if any model failed, 143 if it was told to stop."""
     options = _parser().parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * options.minutes
-    if options.jobs:
-        _in_processes(options, deadline)
-    else:
+    if not options.jobs:
         _work(options, 0, deadline)
+    elif not _in_processes(options, deadline):
+        return _STOPPED
     results = _Results(options).finished
     print(summary([results[number] for number in sorted(results) if number < _count(options)]))
     return int(any(result["what"] == "failed" for result in results.values()))
 
 
-def _in_processes(options: argparse.Namespace, deadline: float) -> None:
+def _in_processes(options: argparse.Namespace, deadline: float) -> bool:
+    """Run all jobs; False if the campaign was told to stop."""
     context = get_context("spawn")
     jobs: dict[int, Any] = dict.fromkeys(range(options.jobs))
-    while jobs:
-        for job, process in list(jobs.items()):
-            if process is not None and process.is_alive():
-                continue
-            if time.time() > deadline or not any(_blocks(options, job)):
-                del jobs[job]
-                continue
-            # A model that ends its process is known by its number; the process begins again.
-            jobs[job] = context.Process(target=_process, args=(options, job, deadline))
-            jobs[job].start()
-        time.sleep(0.2)
+    told_to_stop: list[int] = []
+    # No exception: one that arises while an object is deleted is ignored.
+    before = signal.signal(signal.SIGTERM, lambda number, _: told_to_stop.append(number))
+    try:
+        while jobs and not told_to_stop:
+            for job, process in list(jobs.items()):
+                if process is not None and process.is_alive():
+                    continue
+                if time.time() > deadline or not any(_blocks(options, job)):
+                    del jobs[job]
+                    continue
+                # A model that ends its process is known by its number; the process begins again.
+                jobs[job] = context.Process(target=_process, args=(options, job, deadline))
+                jobs[job].start()
+            time.sleep(0.2)
+    finally:
+        for process in filter(None, jobs.values()):
+            process.terminate()
+            process.join()
+        signal.signal(signal.SIGTERM, before)
+    return not told_to_stop
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shrink", type=int, default=60, help="tries to make a failing model smaller")
     parser.add_argument("--jobs", type=int, default=1, help="processes; 0 for this one")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so many")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no block of 40 after so many")
     return parser
 
 
@@ -151,9 +164,15 @@ def _blocks(options: argparse.Namespace, job: int) -> Iterator[list[int]]:
 
 def _process(options: argparse.Namespace, job: int, deadline: float) -> None:
     """Some blocks of one job, compiled one at a time in a folder of its own that is deleted at the end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    torch.set_num_threads(1)
     cache = options.folder.resolve() / f"inductor-{job}"
+
+    def stop(*_: Any) -> None:
+        shutil.rmtree(cache, ignore_errors=True)
+        os._exit(_STOPPED)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a whole group: the first process passes it on
+    torch.set_num_threads(1)
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     try:
         _work(options, job, deadline, _BLOCKS_OF_A_PROCESS)
@@ -164,7 +183,8 @@ def _process(options: argparse.Namespace, job: int, deadline: float) -> None:
 def _work(options: argparse.Namespace, job: int, deadline: float, blocks: int | None = None) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     for numbers in itertools.islice(_blocks(options, job), blocks):
-        if time.time() > deadline:
+        parent = parent_process()
+        if time.time() > deadline or (parent is not None and not parent.is_alive()):
             return
         results = _Results(options)
         for number in sorted(results.suspects.intersection(numbers)):
@@ -190,7 +210,8 @@ def _check(options: argparse.Namespace, results: _Results, numbers: Sequence[int
     for number, model, verdict in zip(numbers, models, verdicts, strict=True):
         result: dict[str, Any] = {"number": number, "ops": [name for name, _ in model.steps]}
         if isinstance(verdict, Exception):
-            result |= {"what": "failed", **_found(options, number, model, verdict, how)}
+            verdict_of = functools.partial(_verdict, how=how)
+            result |= {"what": "failed", **_found(options, str(number), model, verdict, verdict_of)}
             print(f"model {number} failed: {result['why']}\n  {result['script']}", flush=True)
         else:
             result |= {"what": verdict.what, "why": verdict.why}
@@ -200,25 +221,23 @@ def _check(options: argparse.Namespace, results: _Results, numbers: Sequence[int
 def _check_decoders(options: argparse.Namespace, results: _Results, numbers: Sequence[int]) -> None:
     for number in numbers:
         start, case = time.process_time(), decoder_of(options, number)
-        result: dict[str, Any] = {"number": number, "ops": [case.family], "what": "same", "why": ""}
-        try:
-            check_decoder(case, lambda model: _run_by(model, options.backend))
-        except Exception as error:
-            if refused := refusal_of(error):
-                result |= {"what": refused.what, "why": refused.why}
-            else:
-                why = f"{type(error).__name__}: {error}"
-                result |= {"what": "failed", "why": why, "script": repr(case)}
-                print(f"decoder {number} failed: {why}\n  {case!r}", flush=True)
+        verdict = _decoder_verdict(case, options.backend)
+        result: dict[str, Any] = {"number": number, "ops": [case.family]}
+        if isinstance(verdict, Exception):
+            verdict_of = functools.partial(_decoder_verdict, backend=options.backend)
+            result |= {"what": "failed", **_found(options, f"decoder_{number}", case, verdict, verdict_of)}
+            print(f"decoder {number} failed: {result['why']}\n  {result['script']}", flush=True)
+        else:
+            result |= {"what": verdict.what, "why": verdict.why}
         results.note(result | {"seconds": round(time.process_time() - start, 2)})
 
 
-def _run_by(model: torch.nn.Module, backend: str) -> Any:
-    if backend == "canonical":
-        import bi_compile
-
-        return bi_compile.eager()(model)
-    return model if backend == "eager" else compiled(model, backend)
+def _decoder_verdict(case: Decoder, backend: str) -> Verdict:
+    try:
+        check_decoder(case, backend)
+    except Exception as error:
+        return refusal_of(error) or error
+    return Outcome("same")
 
 
 def _verdict(model: RandomModel, how: dict[str, Any]) -> Verdict:
@@ -229,16 +248,20 @@ def _verdict(model: RandomModel, how: dict[str, Any]) -> Verdict:
 
 
 def _found(
-    options: argparse.Namespace, number: int, model: RandomModel, error: Exception, how: dict[str, Any]
+    options: argparse.Namespace,
+    name: str,
+    case: Case,
+    error: Exception,
+    verdict: Callable[[Case], Verdict],
 ) -> dict[str, str]:
-    """The failure of a model made small, its program written to a file."""
+    """The failure of a model or a decoder made small, its program written to a file."""
 
-    def fails(model: RandomModel) -> bool:
-        return type(_verdict(model, how)) is type(error)
+    def fails(case: Case) -> bool:
+        return type(verdict(case)) is type(error)
 
-    again = _verdict(smallest(model, fails, tries=options.shrink), how)
+    again = verdict(smallest(case, fails, tries=options.shrink))
     error = again if isinstance(again, Exception) else error
-    script = options.folder / f"test_{options.backend}_{options.seed}_{number}.py"
+    script = options.folder / f"test_{options.backend}_{options.seed}_{name}.py"
     script.write_text("\n".join(getattr(error, "__notes__", [])))
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return {"why": f"{type(error).__name__}: {first}", "script": str(script)}

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from bi_compile.testing.compiling import compiled
+from bi_compile.testing.compiling import run_by
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.scripts import script_of
 from bi_compile.testing.subjects import BATCHES, Outcome, RowDiffers, Run, Subject, refusal_of, runner
@@ -66,10 +66,6 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool) -> 
 
 
 def _run_by(module: torch.nn.Module, backend: str, gradients: bool) -> Run:
-    if backend == "eager":
-        return runner(module, gradients)
-    if backend != "canonical":
-        return runner(compiled(module, backend), gradients)
-    import bi_compile
-
-    return bi_compile.eager()(runner(module, gradients))
+    if backend == "canonical":  # the gradients, too
+        return run_by(runner(module, gradients), backend)
+    return runner(run_by(module, backend), gradients)

@@ -1,4 +1,4 @@
-"""Compiling for a check, whatever else the process has compiled."""
+"""What is called in a check: a function as it is, under the canonical ops, or compiled."""
 
 import itertools
 from collections.abc import Callable
@@ -23,3 +23,20 @@ def compiled(fn: Callable[..., Any], backend: Any) -> Callable[..., Any]:
 
     run.__code__ = run.__code__.replace(co_name=f"run_{next(_numbers)}")
     return torch.compile(run, backend=backend)
+
+
+def run_by(fn: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """fn as it is for "eager", under `bi_compile.eager()` for "canonical", else compiled by that backend."""
+    if backend == "eager":
+        return fn
+    if backend != "canonical":
+        return compiled(fn, backend)
+    import bi_compile
+
+    return bi_compile.eager()(fn)
+
+
+def code_of_run(backend: str) -> str:
+    """`run_by(model, backend)` as code of a program of its own."""
+    named = {"eager": "model", "canonical": "bi_compile.eager()(model)"}
+    return named.get(backend, f'torch.compile(model, backend="{backend}")')

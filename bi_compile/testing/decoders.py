@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from bi_compile.testing.bits import differing, ulps
+from bi_compile.testing.compiling import run_by
 from bi_compile.testing.messages import BatchVarianceError
 from bi_compile.testing.outputs import apart, shown
+from bi_compile.testing.subjects import one_nan
 
 VOCABULARY = 97
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -88,10 +90,9 @@ class Decoder:
             left -= sizes[-1]
         return sizes
 
-    def model(self) -> torch.nn.Module:
-        """The model in evaluation mode, its weights drawn; torch's generator stays as it was."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
+    @property
+    def settings(self) -> tuple[str, dict[str, Any]]:
+        """The model type, and what its configuration is given."""
         heads = self.kv_heads if self.family in _ONE_HEAD_EACH else self.heads
         settings: dict[str, Any] = {
             "vocab_size": VOCABULARY,
@@ -109,9 +110,16 @@ class Decoder:
         }
         if self.window is not None and self.family in _WINDOWED:
             settings["sliding_window"] = self.window
+        return self.family, settings
+
+    def model(self) -> torch.nn.Module:
+        """The model in evaluation mode, its weights drawn; torch's generator stays as it was."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        family, settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            config = AutoConfig.for_model(self.family, **settings)
+            config = AutoConfig.for_model(family, **settings)
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
             with torch.no_grad():
                 for parameter in model.parameters():  # biases start at 0, where a dropped one would not show
@@ -160,18 +168,31 @@ class Decoder:
 
 
 def check_decoder(
-    case: Decoder, run: Callable[[torch.nn.Module], Callable[..., Any]] = lambda model: model
+    case: Decoder, run: str | Callable[[torch.nn.Module], Callable[..., Any]] = "eager"
 ) -> None:
     """Assert that every prompt has the logits of a full forward alone, cut in pieces and in the batch.
 
-    run: makes of the model what is called, for example `bi_compile.eager()`; without, it is stock PyTorch.
-    Raises BatchVarianceError, which names the prompt and its first position that differs.
+    run: "eager" for stock PyTorch, "canonical" for the model under `bi_compile.eager()`, another backend of
+        torch.compile, or a function that makes of the model what is called.
+    Raises BatchVarianceError, which names the prompt and its first position that differs. Where `run` is a
+    name, whatever is raised has a note, a program that shows the failure by itself.
     """
+    try:
+        _check(case, run)
+    except Exception as error:
+        if isinstance(run, str):
+            from bi_compile.testing.decoder_scripts import decoder_script_of
+
+            error.add_note(decoder_script_of(case, backend=run, failure=error))
+        raise
+
+
+def _check(case: Decoder, run: str | Callable[[torch.nn.Module], Callable[..., Any]]) -> None:
     model = case.model()
-    forward = run(model)
+    forward = run_by(model, run) if isinstance(run, str) else run(model)
     alone, together = case.alone(forward), case.in_pieces(model, forward)
     for prompt, (want, got) in enumerate(zip(alone, together, strict=True)):
-        differ = differing(want, got)
+        differ = differing(one_nan(want), one_nan(got))
         if differ.any():
             at = tuple(differ.nonzero()[0].tolist())
             raise BatchVarianceError(
@@ -182,5 +203,5 @@ def check_decoder(
                     f"first difference at {list(at)}: alone {shown(want[at])}, in pieces {shown(got[at])}"
                     f"{apart(ulps(want, got)[at])}; {int(differ.sum())} of {differ.numel()} elements differ",
                 ],
-                hint=f"check_decoder({case!r}) shows it again.",
+                hint=f"check_decoder({case!r}{f', {run!r}' * isinstance(run, str)}) shows it again.",
             )

@@ -71,9 +71,8 @@ def row_of(
 
 def shown(value: torch.Tensor) -> str:
     """One element, with enough digits to tell two neighbours apart."""
-    return (
-        repr(value.item()) if value.is_complex() or not value.is_floating_point() else f"{value.item():.9g}"
-    )
+    narrow = value.is_floating_point() and value.dtype != torch.float64
+    return f"{value.item():.9g}" if narrow else repr(value.item())
 
 
 def apart(distance: torch.Tensor) -> str:

@@ -1,5 +1,7 @@
 """A random model as a program of its own: to paste into an issue, to keep as a regression test."""
 
+from bi_compile.testing.compiling import code_of_run
+from bi_compile.testing.messages import InaccurateResultError
 from bi_compile.testing.random_models import SAMPLES, RandomModel
 
 _LITERAL = 64
@@ -21,11 +23,10 @@ def script_of(
         place of every second member; without, all samples are compared.
     """
     members, position, hostile = place or (tuple(range(SAMPLES)), None, None)
-    told = [f"# {line}".rstrip() for line in _told(failure)]
-    run = _RUN.get(backend, f'torch.compile(model, backend="{backend}")')
     parts = [
-        *told,
+        *told(failure),
         f"# {model!r}",
+        *(["import copy", ""] if isinstance(failure, InaccurateResultError) else []),
         "import torch",
         *(["import bi_compile"] if backend == "canonical" else []),
         "import torch.nn.functional as F",
@@ -37,10 +38,11 @@ def script_of(
         "def test_a_sample_has_the_same_bits_in_the_batch():",
         f"    torch.manual_seed({model.seed})",
         "    model = Model().eval().requires_grad_(False)",
-        f"    run = {run}",
+        f"    run = {code_of_run(backend)}",
         *_inputs(model, members, hostile),
         *(_WITH_GRADIENT if gradients else _WITHOUT),
         *_comparison(position, len(members), hostile),
+        *(_ACCURACY if isinstance(failure, InaccurateResultError) else []),
         "",
         "",
         'if __name__ == "__main__":',
@@ -49,7 +51,6 @@ def script_of(
     return "\n".join(parts) + "\n"
 
 
-_RUN = {"eager": "model", "canonical": "bi_compile.eager()(model)"}
 _WITHOUT = ["", "    def result(x):", "        with torch.no_grad():", "            return run(x)", ""]
 _WITH_GRADIENT = [
     "",
@@ -59,6 +60,16 @@ _WITH_GRADIENT = [
     "        (gradient,) = torch.autograd.grad(y, x, y.detach())",
     "        return gradient",
     "",
+]
+_ACCURACY = [
+    "    # Root mean square errors against float64, as subjects.require_accurate has them.",
+    "    with torch.no_grad():",
+    "        stock, exact = model(x), copy.deepcopy(model).double()(x.double())",
+    "    finite = exact.isfinite() & stock.isfinite()",
+    "    eps = torch.finfo(stock.dtype).eps + 16 * torch.finfo(torch.float32).eps",
+    "    errors = [(y.double() - exact)[finite].square().mean().sqrt().item() for y in (together, stock)]",
+    "    allowed = 10 * errors[1] + eps * exact[finite].abs().max().item() + torch.finfo(stock.dtype).tiny",
+    '    assert errors[0] <= allowed, f"error {errors[0]:.3g}, stock {errors[1]:.3g}, allowed {allowed:.3g}"',
 ]
 
 
@@ -91,15 +102,25 @@ def _comparison(position: int | None, size: int, hostile: float | None) -> list[
         "    together = result(x)",
         f"    for row in {rows}:",
         "        alone = result(x[row : row + 1])[0]",
-        "        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[alone.element_size()]",
-        "        got = torch.where(together[row].isnan() & alone.isnan(), alone, together[row])",
-        "        same = torch.equal(got.contiguous().view(bits), alone.contiguous().view(bits))",
-        '        assert same, f"expected, alone: {alone}\\ngot, in the batch: {together[row]}"',
+        *comparison("alone", "together[row]", "in the batch"),
     ]
 
 
-def _told(failure: BaseException | None) -> list[str]:
+def comparison(want: str, got: str, how: str) -> list[str]:
+    """Code, within a loop, that compares two results bit by bit, one NaN like another."""
+    return [
+        f"        bits = {{2: torch.int16, 4: torch.int32, 8: torch.int64}}[{want}.element_size()]",
+        f"        got = torch.where({got}.isnan() & {want}.isnan(), {want}, {got})",
+        f"        differ = got.contiguous().view(bits) != {want}.contiguous().view(bits)",
+        "        if differ.any():",
+        f"            first = {want}[differ][:3].tolist(), got[differ][:3].tolist()",
+        f'            raise AssertionError("expected, alone: {{}}\\ngot, {how}: {{}}".format(*first))',
+    ]
+
+
+def told(failure: BaseException | None) -> list[str]:
+    """Comments that tell what failed."""
     if failure is None:
         return []
     lines = [line for line in f"{type(failure).__name__}: {failure}".splitlines() if line.strip()]
-    return lines[:12]
+    return [f"# {line}".rstrip() for line in lines[:12]]

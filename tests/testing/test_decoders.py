@@ -8,8 +8,10 @@ import torch
 from hypothesis import Phase, find, given, settings
 
 import bi_compile
+from bi_compile.testing.decoder_scripts import decoder_script_of
 from bi_compile.testing.decoders import FAMILIES, Decoder, check_decoder
 from bi_compile.testing.messages import BatchVarianceError
+from bi_compile.testing.shrinking import smallest
 from bi_compile.testing.strategies import decoders
 from tests.bits import assert_same_bits
 
@@ -29,6 +31,37 @@ def test_stock_pytorch_fails_the_same_check():
         check_decoder(case)
     assert "taken in pieces of [17, 1, 5, 17]" in str(found.value)
     assert repr(case) in str(found.value)
+    (script,) = found.value.__notes__
+    assert "bi_compile" not in script, "it stands alone"
+    with pytest.raises(AssertionError, match=r"expected, alone: \[.*\]\ngot, in pieces: \["):
+        run_program(script)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_the_program_is_the_check(cache):
+    case = Decoder("mistral", 2, 1, 32, inner=7, window=3, lengths=(17, 5), cuts=(5, 1), cache=cache)
+    run_program(decoder_script_of(case, backend="canonical"))
+    script = decoder_script_of(case, backend="eager")
+    names = {}
+    exec(script, names)
+    for one, other in zip(names["build"]().parameters(), case.model().parameters(), strict=True):
+        assert_same_bits(one, other)
+
+
+def run_program(script: str) -> None:
+    names = {}
+    with torch.random.fork_rng():
+        exec(script, names)
+        names["test_a_prompt_has_the_same_bits_in_the_batch"]()
+
+
+def test_a_decoder_shrinks():
+    case = Decoder("phi3", 6, 3, 14, 2, 33, 8, (17, 40, 3), (5, 2), "static", "bfloat16", 3)
+
+    def fails(case: Decoder) -> bool:
+        return max(case.lengths) > 8 and case.heads > case.kv_heads
+
+    assert smallest(case, fails, tries=200) == Decoder(heads=2, lengths=(9,), cuts=(1,))
 
 
 @settings(max_examples=10, deadline=None)

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import Phase, find, settings
+from hypothesis import Phase, find, given, reproduce_failure, settings
+from hypothesis.database import InMemoryExampleDatabase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bi_compile
@@ -144,8 +145,44 @@ def test_a_failure_of_stock_comes_with_a_program_that_fails_alike():
     assert "bi_compile" not in script.split("import torch", 1)[1], "it stands alone"
     names = {}
     exec(script, names)
-    with pytest.raises(AssertionError, match="expected, alone: tensor"):
+    with pytest.raises(AssertionError, match="expected, alone:") as shown:
         names["test_a_sample_has_the_same_bits_in_the_batch"]()
+    alone, together = re.findall(r": (\[.*\])", str(shown.value))
+    assert alone != together, "two numbers that differ look different"
+
+
+def test_a_program_shows_that_a_result_is_far_from_float64():
+    error = InaccurateResultError("the output is farther from float64", details=[], hint="")
+    script = script_of(VARIED, backend="inaccurate", failure=error)
+    names = {}
+    exec(
+        script.replace(
+            'torch.compile(model, backend="inaccurate")',
+            "lambda x: torch.cat([model(row) for row in x.split(1)]) * 1.001",
+        ),
+        names,
+    )
+    with pytest.raises(AssertionError, match=r"error \d.*, stock .*, allowed"):
+        names["test_a_sample_has_the_same_bits_in_the_batch"]()
+
+
+def test_hypothesis_reproduces_a_failure_by_its_blob_and_by_its_database():
+    database = InMemoryExampleDatabase()
+    once = settings(max_examples=50, derandomize=False, database=database, print_blob=True, deadline=None)
+
+    def of(model):
+        check_model(model, backend="eager")
+
+    def failure(how, test=of):
+        with pytest.raises(BatchVarianceError) as found:
+            how(given(model=models(ops=("linear",), dtypes=[torch.float32]))(test))()
+        return found.value
+
+    first = failure(once)
+    (blob,) = re.findall(r"@reproduce_failure\((.*)\) as", "\n".join(first.__notes__))
+    version, data = eval(blob)
+    assert str(failure(lambda test: reproduce_failure(version, data)(once(test)))) == str(first)
+    assert str(failure(settings(once, phases=[Phase.reuse]))) == str(first)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -1,6 +1,7 @@
 """Importing bi_compile, its testing package or its pytest plugin imports no torch."""
 
 import re
+import runpy
 import subprocess
 import sys
 
@@ -68,6 +69,12 @@ def test_varies(batch_invariant):
 def test_is_invariant(batch_invariant):
     report = batch_invariant(lambda x: x * 2, torch.randn(8, 3), sizes=(2, 3))
     assert report.sizes == (2, 3)
+
+def test_shows_nothing(batch_invariant):
+    batch_invariant(lambda x: x * 2, torch.randn(8, 3), sizes=(2, 3), control=True)
+
+def test_of_something_else():
+    pass
 """
 
 
@@ -76,29 +83,55 @@ def run_pytest(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
-def test_the_fixture_reports_the_first_op_and_one_line_of_summary(tmp_path):
+def test_the_fixture_reports_the_first_op_the_control_and_one_line_of_summary(tmp_path):
     (tmp_path / "test_model.py").write_text(MODEL_TESTS)
+    marked = ("-m", "batch_invariance", "--show-capture=no")
     for workers in ((), ("-n", "1")):
-        run = run_pytest(tmp_path, "--bi-backend", "eager", "--junitxml", "out.xml", *workers)
+        run = run_pytest(tmp_path, "--bi-backend", "aot_eager", "--junitxml", "out.xml", *marked, *workers)
         assert run.returncode == 1, run.stdout + run.stderr
         assert "BatchVarianceError: output of sample" in run.stdout
-        assert "batch invariance" in run.stdout
+        assert "--- batch invariance ---" in run.stdout
         assert "aten.addmm.default is the first op whose bits change with the batch" in run.stdout
-        assert re.search(r"batch invariance \(eager\): 2 checks, \d+ rows compared, 1 failed", run.stdout)
-        assert 'name="batch_invariant"' in (tmp_path / "out.xml").read_text()
+        assert "the control fails, too: output of sample" in run.stdout
+        assert "VacuousCheckError: the control passes the same check" in run.stdout
+        assert re.search(r"batch invariance \(aot_eager\): 3 checks, \d+ rows compared, 2 failed", run.stdout)
+        assert "2 failed, 1 passed" in run.stdout, "the test of something else does not run"
+        results = (tmp_path / "out.xml").read_text()
+        assert 'name="batch_invariant"' in results
+        assert "aten.addmm.default is the first op" in results
 
 
-def test_a_failing_random_model_is_saved_as_a_test(tmp_path):
-    (tmp_path / "test_random.py").write_text(
-        "from bi_compile.testing.checking import check_model\n"
-        "from bi_compile.testing.random_models import RandomModel\n\n"
-        "def test_random():\n"
-        "    steps = (('linear', (0, 0, 9, 0, 0, 0)), ('tanh', (0,) * 6))\n"
-        "    check_model(RandomModel((301,), steps, seed=1), backend='eager')\n"
-    )
+FAILING = """
+from hypothesis import Phase, given, settings, strategies as st
+from bi_compile.testing import check_decoder, check_model
+from bi_compile.testing.decoders import Decoder
+from bi_compile.testing.random_models import RandomModel
+
+MODEL = RandomModel((301,), (("linear", (0, 0, 9, 0, 0, 0)), ("tanh", (0,) * 6)), seed=1)
+DECODER = Decoder(heads=2, kv_heads=1, head_size=32, inner=118, lengths=(40, 17, 9), cuts=(17, 1, 5))
+
+@settings(max_examples=20, database=None, derandomize=True, phases=[Phase.generate, Phase.shrink])
+@given(number=st.integers(0, 3))
+def test_both(number):
+    if number == 1:
+        check_model(MODEL, backend="eager")
+    if number == 2:
+        check_decoder(DECODER)
+    assert number != 3
+"""
+
+
+def test_what_fails_is_saved_as_tests(tmp_path):
+    """Also where hypothesis finds several failures in one test, and raises them as a group."""
+    (tmp_path / "test_random.py").write_text(FAILING)
     run = run_pytest(tmp_path, "--bi-save", "found", "test_random.py")
-    assert "saved as found" in run.stdout, run.stdout + run.stderr
-    (saved,) = (tmp_path / "found").glob("test_found_*.py")
-    again = run_pytest(tmp_path, str(saved))
-    assert again.returncode == 1
-    assert "expected, alone: tensor" in again.stdout
+    assert "3 distinct failures" in run.stdout, run.stdout + run.stderr
+    assert run.stdout.count("saved as found") == 2
+    for path, how in zip(sorted((tmp_path / "found").iterdir(), key=size), ("batch", "pieces"), strict=True):
+        (test,) = (fn for name, fn in runpy.run_path(str(path)).items() if name.startswith("test_"))
+        with pytest.raises(AssertionError, match=r"expected, alone: \[.*\]\ngot, in (the )?" + how):
+            test()
+
+
+def size(path):
+    return path.stat().st_size

@@ -1,6 +1,11 @@
 """Models that share a graph are judged as by themselves; the campaign counts them and goes on."""
 
+import multiprocessing
+import os
 import random
+import signal
+import threading
+import time
 
 import torch
 
@@ -106,8 +111,33 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, capsys):
 
 
 def test_a_campaign_of_decoders(tmp_path, capsys):
-    start = ["--folder", str(tmp_path), "--jobs", "0", "--decoders", "2", "--backend"]
+    start = ["--folder", str(tmp_path), "--jobs", "0", "--shrink", "9", "--decoders", "2", "--backend"]
     assert campaign.main([*start, "canonical"]) == 0
     assert capsys.readouterr().out.startswith("2 decoders: 2 same\n  2 of 12 families")
     assert campaign.main([*start, "eager"]) == 1
-    assert "check_decoder(Decoder(family=" in capsys.readouterr().out
+    assert "2 decoders: 2 failed" in capsys.readouterr().out
+    (script, _) = sorted(tmp_path.glob("test_eager_0_decoder_*.py"))
+    assert "layers=1" in script.read_text()
+
+
+def test_a_campaign_that_is_told_to_stop_leaves_nothing_behind(tmp_path, monkeypatch):
+    compiled = tmp_path / "inductor-0" / "code"
+
+    def work(*_):
+        compiled.mkdir(parents=True)
+        time.sleep(60)
+
+    def stop():
+        while not compiled.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(campaign, "_work", work)
+    monkeypatch.setattr(campaign, "get_context", lambda _: multiprocessing.get_context("fork"))
+    thread = threading.Thread(target=stop)
+    thread.start()
+    start = time.monotonic()
+    assert campaign.main(["--models", "1", "--folder", str(tmp_path)]) == 128 + signal.SIGTERM
+    thread.join()
+    assert time.monotonic() - start < 30
+    assert not list(tmp_path.iterdir())
