@@ -36,7 +36,9 @@ ALLOWED = {
         "errors", "numerics", "templates.registry", "templates.contraction", "templates.gpu",
     },
     "templates.dropout": {"errors", "numerics", "templates.registry", "templates.reduction"},
-    "templates.distance": {"errors", "numerics", "templates.registry", "templates.reduction"},
+    "templates.distance": {
+        "errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu",
+    },
     "templates.order_statistics": {"errors", "numerics", "templates.registry", "templates.reduction"},
     "templates.scan": {"errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu"},
     "templates.scatter": {"errors", "numerics", "templates.registry", "templates.reduction", "templates.gpu"},

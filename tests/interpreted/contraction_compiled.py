@@ -55,6 +55,20 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
     return rows
 
 
+def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:
+    rows = []
+    for config in (c for c in shipped(capability, dtype) if not c.wide):
+        compiled = gpu_certificates.compile_grouped(config, dtype, capability, cut)
+        used = ahead.resources(compiled)
+        try:
+            order = str(gpu_certificates.order_grouped(config, dtype, capability, cut))
+        except ValueError as error:
+            order = f"unknown: {error}"
+        in_loop = ahead.spills_in_innermost_loops(compiled) if used.spilled else 0
+        rows.append({"config": list(config), "order": order, "spilled in the loop": in_loop})
+    return rows
+
+
 def certified(capability: int) -> str:
     try:
         return str(len(gpu_tuning.certified(PROCESSORS[capability], torch.bfloat16)))

@@ -63,6 +63,29 @@ def test_every_shipped_configuration(capability, dtype, forms):
             assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "cut"),
+    [
+        (80, "bfloat16", "K"),
+        (86, "float16", "N"),
+        (90, "bfloat16", "M"),
+        (90, "float32", "M"),
+        (100, "bfloat16", "M"),
+    ],
+)
+def test_groups_have_the_order_of_products(capability, dtype, cut):
+    rows = evaluated(f"grouped({capability}, torch.{dtype}, {cut!r})")
+    assert rows
+    for row in rows:
+        assert row["spilled in the loop"] == 0, row
+        expected = ORDERS.get(dtype, {}).get(
+            "sequence", ORDERS["bfloat16"]["sequence"].replace("bf16", "f16")
+        )
+        if capability == 100:
+            expected = "unknown: sums in Blackwell's tensor memory are not followed"
+        assert row["order"].replace("its K", "K") == expected, row
+
+
 def test_only_certified_configurations_are_tuned():
     assert evaluated("certified(90)") == "12"
     assert "nothing to tune on a device of capability 100" in evaluated("certified(100)")

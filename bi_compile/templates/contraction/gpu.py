@@ -13,9 +13,12 @@ import torch
 import triton
 
 from bi_compile import numerics
+from bi_compile.templates.contraction import (
+    gpu_grouped,  # noqa: F401  (implements grouped_mm)
+    gpu_tuning,
+)
 from bi_compile.templates.contraction import gpu_kernels as kernels
-from bi_compile.templates.contraction import gpu_tuning
-from bi_compile.templates.contraction.gpu_configs import Config, choose
+from bi_compile.templates.contraction.gpu_configs import PRECISION, Config, choose, rows_of_whole_lines
 from bi_compile.templates.gpu import device
 from bi_compile.templates.gpu.device import COMPILATION
 from bi_compile.templates.gpu.launch import Descriptor, Launch
@@ -23,7 +26,6 @@ from bi_compile.templates.registry import implements
 
 Tensor = torch.Tensor
 
-_PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "ieee", torch.float16: "ieee"}
 _ADDED_AT_A_TIME = 1024
 _STRIDES = ("a_batch", "a_row", "a_k", "b_batch", "b_k", "b_column")
 _C_STRIDES = ("c_batch", "c_row", "c_column")
@@ -161,8 +163,8 @@ def _plan(
         len(a_shape) == 2
         and k > 0
         and aligned
-        and _rows_of_whole_lines(*a_shape, *a_strides, dtype.itemsize)
-        and _rows_of_whole_lines(*second, dtype.itemsize)
+        and rows_of_whole_lines(*a_shape, *a_strides, dtype.itemsize)
+        and rows_of_whole_lines(*second, dtype.itemsize)
     )
     here = device.processor(index)
     if config is None and described:
@@ -193,7 +195,7 @@ def _plan(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "GROUP_M": 8,
-        "PRECISION": _PRECISION[dtype],
+        "PRECISION": PRECISION[dtype],
         "SWAP": config.swap,
         "num_warps": config.warps,
         "num_stages": config.stages,
@@ -227,11 +229,6 @@ def _columns(
     if by_column:
         return _Read([n, k], [strides[1], 1], [width, block_k])
     return _Read([k, n], [strides[0], 1], [block_k, width])
-
-
-def _rows_of_whole_lines(rows: int, columns: int, row: int, column: int, size: int) -> bool:
-    """Whether the tensor memory accelerator can read a matrix of these strides: rows of whole 16 bytes."""
-    return column == 1 and row >= columns and row * size % 16 == 0 and rows > 0
 
 
 def _strides(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from bi_compile import numerics
+from bi_compile.templates.contraction import gpu_grouped_kernels as grouped
 from bi_compile.templates.contraction import gpu_kernels as kernels
-from bi_compile.templates.contraction.gpu_configs import Config
+from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
 from bi_compile.templates.gpu.ahead import compile_kernel
 from bi_compile.templates.gpu.certificate import Certificate, certificate, composed
 
@@ -52,7 +53,7 @@ def compile_product(
     constants: dict[str, Any] = {
         "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKS": form, "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee", "SCALE": scale, "ADDEND": addend,
+        "PRECISION": PRECISION[dtype], "SCALE": scale, "ADDEND": addend,
         "c_column": 1,
     }  # fmt: skip
     if config.descriptors:
@@ -78,3 +79,30 @@ def compile_adding(dtype: torch.dtype, capability: int, addend: str = "none", sc
     types |= dict.fromkeys(("c", "out"), f"*{_NAMES[dtype]}")
     constants = {"BLOCK": 1024, "SCALE": scale, "ADDEND": addend, "c_column": 1}
     return compile_kernel(kernels.add_chunks, capability, types, constants, warps=4, stages=3)
+
+
+def order_grouped(config: Config, dtype: torch.dtype, capability: int, cut: str) -> Certificate:
+    """The certificate of a grouped product whose groups cut "M", "N" or "K"."""
+    return certificate(compile_grouped(config, dtype, capability, cut))
+
+
+def compile_grouped(config: Config, dtype: torch.dtype, capability: int, cut: str) -> Any:
+    """The kernel for 128 experts or more, whose weights are [N, K], compiled for a capability."""
+    name = _NAMES[dtype]
+    types = dict.fromkeys(grouped.grouped_product.arg_names, "i32") | {"offs": "*i32"}
+    types |= dict.fromkeys(("a", "b", "out"), f"*{name}")
+    constants: dict[str, Any] = {
+        "GROUPS": 256, "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
+        "PRECISION": PRECISION[dtype],
+    }  # fmt: skip
+    if cut == "M" and config.descriptors:
+        kernel = grouped.grouped_rows_by_descriptors
+        for argument, rows in {"a": config.block_m, "b": config.block_n}.items():
+            types[argument] = f"tensordesc<{name}[{rows}, {config.block_k}]>"
+        constants["BY_COLUMN"] = True
+    else:
+        kernel = grouped.grouped_product
+        constants |= {"CUT": cut, "EVEN_K": cut != "K"}
+        constants |= {"a_row": 1, "b_column": 1} if cut == "K" else {"a_k": 1, "b_k": 1}
+    return compile_kernel(kernel, capability, types, constants, warps=config.warps, stages=config.stages)

@@ -15,6 +15,13 @@ import torch
 from bi_compile import numerics
 from bi_compile.templates.gpu.device import Processor
 
+PRECISION = {
+    torch.float32: "tf32x3",
+    torch.float64: "fma",
+    torch.bfloat16: "ieee",
+    torch.float16: "ieee",
+}
+
 
 class Config(NamedTuple):
     """Free choices: none of them enters the tree, except that fp32 has one block_k and is never swapped."""
@@ -127,15 +134,27 @@ def _runs(config: Config, processor: Processor, element_size: int) -> bool:
 
 @functools.lru_cache(maxsize=65536)
 def choose(
-    processor: Processor, dtype: torch.dtype, batch: int, m: int, n: int, k: int, descriptors: bool
+    processor: Processor,
+    dtype: torch.dtype,
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    descriptors: bool,
+    plain: bool = False,
 ) -> Config:
-    """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n]."""
+    """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n].
+
+    plain: none that is wide or parallel.
+    """
     priced = candidates(processor, dtype, descriptors)
+    if plain:
+        priced = tuple(p for p in priced if not p.config.wide)
     rows = max(16, 1 << (m - 1).bit_length())
     small = [p for p in priced if p.config.block_m <= rows] or list(priced)
     chunks = math.ceil(k / numerics.contraction_gpu_chunk(dtype.itemsize))
     forms: Iterable[bool] = (False,)
-    if chunks > 1 and 4 * chunks * batch * m * n <= _PARTIAL_BYTES:
+    if not plain and chunks > 1 and 4 * chunks * batch * m * n <= _PARTIAL_BYTES:
         forms = (False, True)
     best = min(
         ((_time(p, processor, dtype, batch, m, n, k, parallel), i, parallel)
@@ -172,3 +191,8 @@ def _time(
     computing = waves * steps * priced.step + each * priced.tile + starts * priced.start
     memory = moved / _BANDWIDTH.get(processor.capability, 1.5e6)
     return (computing**8 + memory**8) ** (1 / 8)
+
+
+def rows_of_whole_lines(rows: int, columns: int, row: int, column: int, size: int) -> bool:
+    """Whether the tensor memory accelerator can read a matrix of these strides: rows of whole 16 bytes."""
+    return column == 1 and row >= columns and row * size % 16 == 0 and rows > 0

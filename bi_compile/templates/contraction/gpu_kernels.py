@@ -261,6 +261,29 @@ def add_chunks(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _total_in_double(
+    a_at, b_at, row_in, column_in, K, a_k, b_k,
+    CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Chunks of fused multiply-adds, added in index order; a_at, b_at: where rows and columns begin."""
+    a_k = tl.cast(a_k, tl.int64)
+    b_k = tl.cast(b_k, tl.int64)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+    for begin in range(0, K, CHUNK):
+        chain = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+        for k in range(begin, tl.minimum(K, begin + CHUNK)):
+            x = tl.load(a_at + k * a_k, mask=row_in, other=0.0)
+            y = tl.load(b_at + k * b_k, mask=column_in, other=0.0)
+            chain = tl.fma(
+                tl.broadcast_to(x[:, None], (BLOCK_M, BLOCK_N)),
+                tl.broadcast_to(y[None, :], (BLOCK_M, BLOCK_N)),
+                chain,
+            )
+        total += chain
+    return total
+
+
 @triton.jit(do_not_specialize=["M"])
 def product_in_double(
     a, b, c, out, scales, M, N, K,
@@ -279,20 +302,7 @@ def product_in_double(
     column_in = columns < N
     a_at = a + matrix * a_batch + rows.to(tl.int64) * a_row
     b_at = b + matrix * b_batch + columns.to(tl.int64) * b_column
-    a_k = tl.cast(a_k, tl.int64)
-    b_k = tl.cast(b_k, tl.int64)
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
-    for begin in range(0, K, CHUNK):
-        chain = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
-        for k in range(begin, tl.minimum(K, begin + CHUNK)):
-            x = tl.load(a_at + k * a_k, mask=row_in, other=0.0)
-            y = tl.load(b_at + k * b_k, mask=column_in, other=0.0)
-            chain = tl.fma(
-                tl.broadcast_to(x[:, None], (BLOCK_M, BLOCK_N)),
-                tl.broadcast_to(y[None, :], (BLOCK_M, BLOCK_N)),
-                chain,
-            )
-        total += chain
+    total = _total_in_double(a_at, b_at, row_in, column_in, K, a_k, b_k, CHUNK, BLOCK_M, BLOCK_N)
     inside = row_in[:, None] & column_in[None, :]
     alpha = tl.load(scales) if SCALE else 1.0
     beta = 1.0

@@ -19,15 +19,9 @@ from typing import Any
 import torch
 
 from bi_compile.templates.contraction.contract import check_dtypes
+from bi_compile.templates.registry import define
 
 Tensor = torch.Tensor
-
-_library = torch.library.Library("bi_compile", "FRAGMENT")
-_library.define(
-    "grouped_mm(Tensor a, Tensor b, Tensor? offs) -> Tensor",
-    # It is made of `mm`, which reads any strides.
-    tags=(torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag),
-)
 
 
 def _shape_of(a: Tensor, b: Tensor, offs: Tensor | None) -> tuple[int, ...]:
@@ -52,7 +46,7 @@ def _fake(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
     return a.new_empty(_shape_of(a, b, offs))
 
 
-def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
+def _on_cpu(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
     out = a.new_zeros(_shape_of(a, b, offs))
     if offs is None:
         return torch.ops.bi_compile.bmm(a, b)
@@ -70,15 +64,16 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
     return out
 
 
-_library.impl("grouped_mm", _grouped_mm, "CompositeExplicitAutograd")
-torch.library.register_fake("bi_compile::grouped_mm", _fake, lib=_library)
+grouped_mm_op = define(
+    "grouped_mm(Tensor a, Tensor b, Tensor? offs) -> Tensor", family="contraction", fake=_fake, on_cpu=_on_cpu
+)
 
 
 class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b, *(() if offs is None else (offs,)))
-        return torch.ops.bi_compile.grouped_mm(a, b, offs)
+        return grouped_mm_op(a, b, offs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -212,13 +212,15 @@ class _Expressions:
         return found.pop()
 
     def _extent(self, loop: Loop) -> str:
-        """What a loop walks: "K" for all of it, or the length of a piece of K."""
+        """What a loop walks: "K" or "its K", for one that is worked out, or the length of a piece of it."""
         low, high = self.function.index(loop.low), self.function.index(loop.high)
         if low == "0":
-            return high
+            return high if high.isidentifier() else "its K"
+        around = [self.function.index(open_loop.high) for open_loop, _ in self.open]
         for length in re.findall(r"\d+", high):
-            if high in (f"min(K, ({low} + {length}))", f"min(({low} + {length}), K)"):
-                return length
+            for whole in ("K", *around):
+                if high in (f"min({whole}, ({low} + {length}))", f"min(({low} + {length}), {whole})"):
+                    return length
         raise ValueError(f"a loop from {low} to {high}, which is no piece of K")
 
 

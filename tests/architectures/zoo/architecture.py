@@ -23,6 +23,7 @@ class Architecture:
     size: of an image's side, or of a waveform.
     fades: whether its own initialisation lets the signal fade; its convolutions are then drawn anew.
     refused: by dtype, the op that stops its compilation, where that is known and expected.
+    experts: how transformers computes a mixture of them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Architecture:
     size: int = 18
     fades: bool = False
     refused: dict[str, str] = field(default_factory=dict)
+    experts: str = "batched_mm"
 
     def build(self, dtype: torch.dtype) -> torch.nn.Module:
         """The model in evaluation mode, the same weights every time."""
@@ -53,7 +55,7 @@ class Architecture:
 
         config = getattr(transformers, self.config)(**self.settings)
         # Loops over experts break graphs; `tests/passes/test_experts.py` compares all ways of computing them.
-        config._experts_implementation = "batched_mm"
+        config._experts_implementation = self.experts
         return getattr(transformers, self.model)(config)
 
     def _from_timm(self) -> torch.nn.Module:

@@ -1,0 +1,127 @@
+"""The op of `grouped.py` on CUDA devices: which kernel, in which configuration."""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+
+from bi_compile import numerics
+from bi_compile.templates.contraction import gpu_grouped_kernels as kernels
+from bi_compile.templates.contraction.gpu_configs import PRECISION, Config, choose, rows_of_whole_lines
+from bi_compile.templates.gpu import device
+from bi_compile.templates.gpu.device import COMPILATION
+from bi_compile.templates.gpu.launch import Descriptor, Launch
+from bi_compile.templates.gpu.row_view import power_of_two
+from bi_compile.templates.registry import implements
+
+Tensor = torch.Tensor
+
+_DOUBLE = Config(16, 32, 1, 4, 1)
+
+
+@implements("grouped_mm")
+def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None, *, config: Config | None = None) -> Tensor:
+    """config: instead of the chosen one, for tests; fp64 has but one."""
+    if offs is None:
+        return torch.ops.bi_compile.bmm(a, b)
+    groups = offs.shape[0]
+    leading = (groups,) if a.dim() == b.dim() else ()
+    if groups == 0:
+        return a.new_zeros((*leading, a.shape[-2], b.shape[-1]))
+    out = a.new_empty((*leading, a.shape[-2], b.shape[-1]))
+    if out.numel():
+        aligned = (a.data_ptr() | b.data_ptr()) % 16 == 0
+        shapes = (a.shape, a.stride(), b.shape, b.stride())
+        launch, read = _plan(a.device.index, a.dtype, offs.dtype, groups, *shapes, aligned, config)
+        if read:
+            descriptors = [Descriptor(x, *how) for x, how in zip((a, b), read, strict=True)]
+            launch(offs.contiguous(), out, descriptors=descriptors)
+        else:
+            launch(a, b, offs.contiguous(), out)
+    return out
+
+
+@functools.lru_cache(maxsize=65536)
+def _plan(
+    index: int,
+    dtype: torch.dtype,
+    ends: torch.dtype,
+    groups: int,
+    a_shape: torch.Size,
+    a_strides: tuple[int, ...],
+    b_shape: torch.Size,
+    b_strides: tuple[int, ...],
+    aligned: bool,
+    config: Config | None,
+) -> tuple[Launch, list[tuple[list[int], ...]]]:
+    """The launch, and how descriptors read a and b, if they do: shape, strides and block."""
+    (m, k), n = a_shape[-2:], b_shape[-1]
+    cut = "K" if len(a_shape) == len(b_shape) else "M" if len(b_shape) == 3 else "N"
+    total = {"M": m, "N": n, "K": k}[cut]
+    each = triton.cdiv(total, groups)
+    by_column = b_strides[-2] == 1
+    described = (
+        aligned and cut == "M" and k > 0 and _read_as_one(a_shape, a_strides, b_shape, b_strides, dtype)
+    )
+    here = device.processor(index)
+    if dtype == torch.float64:
+        config = _DOUBLE
+    elif config is None:
+        extents = {"M": m, "N": n, "K": k} | {cut: each}
+        config = choose(here, dtype, min(groups, total), *extents.values(), described, plain=True)
+    double = dtype == torch.float64
+    chunk = numerics.CONTRACTION_CHUNK if double else numerics.contraction_gpu_chunk(dtype.itemsize)
+    assert chunk % config.block_k == 0, "a block of K would reach into the next chunk"
+    block = {"M": config.block_m, "N": config.block_n, "K": 1}[cut]
+    # One more group for what lies behind the last; no tile is without a row.
+    most = min(total, triton.cdiv(total, block) + groups)
+    tiles_m = most if cut == "M" else triton.cdiv(m, config.block_m)
+    tiles_n = most if cut == "N" else triton.cdiv(n, config.block_n)
+    settings: dict[str, Any] = {
+        "total": total, "groups": groups, "N": n, "K": k, "GROUPS": power_of_two(groups + 1), "CHUNK": chunk,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8,
+        "PRECISION": PRECISION[dtype], "SWAP": config.swap,
+        "num_warps": config.warps, "num_stages": config.stages, **COMPILATION,
+    }  # fmt: skip
+    if described and config.descriptors and (by_column or k % config.block_k == 0):
+        at_a_time = here.multiprocessors * config.resident(here, dtype.itemsize)
+        launch = Launch(
+            kernels.grouped_rows_by_descriptors,
+            (min(tiles_m * tiles_n, at_a_time),),
+            settings | {"BY_COLUMN": by_column},
+        )
+        shape, row = ([groups * n, k], b_strides[2]) if by_column else ([groups * k, n], b_strides[1])
+        block_b = [config.block_n, config.block_k] if by_column else [config.block_k, config.block_n]
+        rows = ([m, k], [a_strides[0], 1], [config.block_m, config.block_k])
+        return launch, [rows, (shape, [row, 1], block_b)]
+    settings |= {
+        "M": m, "tiles_m": tiles_m, "tiles_n": tiles_n, "CUT": cut,
+        **dict(zip(("a_group", "a_row", "a_k"), (0, *a_strides)[-3:], strict=True)),
+        **dict(zip(("b_group", "b_k", "b_column"), (0, *b_strides)[-3:], strict=True)),
+        "out_group": m * n if cut == "K" else 0, "out_row": n,
+        "EVEN_K": cut != "K" and k % config.block_k == 0,
+    }  # fmt: skip
+    tiles = tiles_m * tiles_n * (groups if cut == "K" else 1)
+    return Launch(kernels.grouped_product, (tiles,), settings), []
+
+
+def _read_as_one(
+    a_shape: torch.Size,
+    a_strides: tuple[int, ...],
+    b_shape: torch.Size,
+    b_strides: tuple[int, ...],
+    dtype: torch.dtype,
+) -> bool:
+    """Whether descriptors can read rows a and all matrices of b below one another."""
+    _, k, n = b_shape
+    group, *strides = b_strides
+    rows, second = (n, (k, n)) if strides[0] == 1 else (k, (n, k))
+    along, row = (strides[0], strides[1]) if strides[0] == 1 else (strides[1], strides[0])
+    return (
+        rows_of_whole_lines(*a_shape, *a_strides, dtype.itemsize)
+        and group == rows * row
+        and math.prod(b_shape[:2]) < 2**31
+        and rows_of_whole_lines(rows, second[0], row, along, dtype.itemsize)
+    )
