@@ -81,6 +81,26 @@ def test_every_tile_and_both_ways_through_splits(dtype, masked, monkeypatch):
         assert_same_bits(found, whole, f"{rows} {warps} {processors} {maps}")
 
 
+@pytest.mark.parametrize("dtype", LOW[1:], ids=str)
+def test_few_rows_have_a_walk_of_their_own(dtype, monkeypatch):
+    tiles = []
+    stock = gpu.Tile.of_few
+    shapes = [
+        (8, 2, 1, 2300, 128, 128), (8, 1, 1, 1000, 64, 80), (4, 2, 3, 513, 80, 48), (4, 4, 8, 130, 16, 128),
+        (3, 3, 1, 1, 128, 128), (4, 1, 2, 1025, 128, 64), (2, 1, 1, 127, 8, 8),
+    ]  # fmt: skip
+    for heads, kv_heads, queries, keys, size, value_size in shapes:
+        q, k, v = inputs(3, heads, kv_heads, queries, keys, size, value_size, dtype)
+        for causal, cap in ((False, 0.0), (True, 0.0), (False, 2.0)):
+            monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: tiles.append(stock(*a)) or tiles[-1])
+            few = run(q, k, v, None, causal, cap)
+            monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: None)
+            name = f"{heads} {kv_heads} {queries} {keys} {size} {value_size} {causal} {cap}"
+            assert_same_bits(few, run(q, k, v, None, causal, cap), name)
+    assert len(tiles) == 3 * len(shapes)
+    assert None not in tiles
+
+
 @EACH_DTYPE
 def test_numbers_that_are_added_in_every_tile(dtype, monkeypatch):
     """Zeros to begin with, then numbers; the bits of a row alone, which has its mask read otherwise."""

@@ -206,6 +206,33 @@ def test_tensor_maps_read_what_pointers_read(monkeypatch):
     assert len(used) == 4, "a tensor that no map can describe"
 
 
+@pytest.mark.usefixtures("parallel")
+def test_few_rows_have_a_walk_of_their_own(monkeypatch):
+    """Two blocks in a step: the second may be partly there or not at all, and rows may end before it."""
+    monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
+    tiles = []
+    stock = gpu.Tile.of_few
+    monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: tiles.append(stock(*a)) or tiles[-1])
+    check(*inputs(1, 2, 1, 3, 130, 8, 16, BF16), is_causal=True)
+    check(*inputs(1, 4, 2, 1, 600, 16, 24, FP16), softcap=2.0)
+    check(*inputs(1, 2, 1, 4, 257, 16, 16, BF16))
+    check(*inputs(1, 2, 2, 1, 64, 24, 16, BF16), is_causal=True)
+    assert len(tiles) == 4
+    assert None not in tiles
+    check(*inputs(1, 1, 1, 1, 300, 256, 256, BF16))
+    assert tiles.pop() is None, "no memory for two steps"
+
+
+def test_few_rows_that_met_something_infinite(monkeypatch):
+    monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
+    q, k, v = inputs(1, 2, 1, 3, 140, 16, 16, BF16)
+    clean = check(q, k, v, is_causal=True)
+    v[:, :, 2], v[:, :, 3:] = INF, NAN
+    found, _ = gpu.attention(q, k, v, None, True, 0.3)
+    assert_same_bits(found[:, :, :2].contiguous(), clean[:, :, :2].contiguous())
+    assert (found[:, :, 2] == INF).all()
+
+
 def test_a_decoded_query_is_its_row_of_the_prefill(monkeypatch):
     q, k, v = inputs(1, 2, 1, 40, 70, 16, 16, BF16)
     whole = check(q, k, v, is_causal=True)
@@ -271,7 +298,7 @@ _BUILD = """
 import re, torch
 from bi_compile.templates.attention import gpu
 compiled.compile_launches({capability})
-gpu._has_tensor_maps = lambda x: {capability} >= 90
+gpu._has_tensor_maps = gpu._starts_early = lambda x: {capability} >= 90
 BF16, FP32 = torch.bfloat16, torch.float32
 cases = (BF16, 8, 1, 300, 128), (BF16, 8, 512, 512, 64), (BF16, 32, 512, 2048, 128), (FP32, 8, 1, 9, 64)
 for dtype, heads, queries, keys, size in cases:
@@ -280,6 +307,10 @@ for dtype, heads, queries, keys, size in cases:
 q, k = torch.empty(1, 8, 1, 64, dtype=BF16), torch.empty(1, 8, 99, 64, dtype=BF16)
 mask = torch.ones(1, 1, 1, 99, dtype=torch.bool)
 gpu.attention(q, k, k, mask, False, 0.1)
+gpu._multiprocessors = lambda x: 132
+for size in (64, 128):
+    q, k = torch.empty(1, 32, 1, size, dtype=BF16), torch.empty(1, 8, 1100, size, dtype=BF16)
+    gpu.attention(q, k, k, None, False, 0.1)
 for build in compiled.BUILDS:
     print(build["name"], build["stack"], *set(re.findall("kWidth = ([0-9]+)", build["asm"]["ttgir"])))
     # The kernel that does flagged tiles again, and casts booleans, is big and seldom runs.

@@ -16,6 +16,7 @@ from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
 
 _LOG2_E = float.fromhex("0x1.715476p+0")
+_FEW_ROWS = 8
 _CAREFUL_ROWS = 16
 _CAREFUL_TILES = 32
 """Tiles that one program of the careful kernel looks after: mostly it has nothing to do."""
@@ -28,6 +29,23 @@ class Tile:
     rows: int
     warps: int
     stages: int
+    few: bool = False
+    """By `gpu_few`."""
+
+    @property
+    def keys(self) -> int:
+        """Those of one step."""
+        return 2 * BLOCK if self.few else BLOCK
+
+    @classmethod
+    def of_few(cls, dims: int, programs: int, processors: int, memory: int) -> "Tile | None":
+        """For few rows of one split, `dims` numbers of a key and its value; None where that takes too much.
+
+        programs: how many there are for so many multiprocessors of so much shared memory.
+        """
+        # Where each has a multiprocessor of its own, or nearly, nothing else hides the latency of its loads.
+        stages = min(3 if programs <= 1.2 * processors else 2, (memory - 2**13) // (2 * BLOCK * dims * 2))
+        return cls(_FEW_ROWS, 2, stages, few=True) if stages > 1 else None
 
     @classmethod
     def choose(cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool) -> "Tile":
@@ -94,6 +112,10 @@ def _multiprocessors(x: torch.Tensor) -> int:
     return processor(x.device.index or 0).multiprocessors if x.device.type == "cuda" else 1
 
 
+def _shared_memory(x: torch.Tensor) -> int:
+    return processor(x.device.index or 0).shared_memory if x.device.type == "cuda" else 227 * 2**10
+
+
 def _starts_early(x: torch.Tensor) -> bool:
     """Whether the device can start a kernel before the last one has ended."""
     return x.device.type == "cuda" and processor(x.device.index or 0).capability >= 90
@@ -110,10 +132,10 @@ def _mappable(x: torch.Tensor) -> bool:
     return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in strides)
 
 
-def _tensor_map(x: torch.Tensor, dims: int) -> TensorDescriptor:
-    """Blocks of keys of x [B, H, keys, size], the size padded with zeros."""
+def _tensor_map(x: torch.Tensor, dims: int, keys: int = BLOCK) -> TensorDescriptor:
+    """Blocks of `keys` keys of x [B, H, keys, size], the size padded with zeros."""
     strides = [stride if size > 1 else dims for stride, size in zip(x.stride(), x.shape, strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, BLOCK, dims])
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, keys, dims])
 
 
 @implements("attention")
@@ -139,12 +161,18 @@ def attention(
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
     binary = q.dtype != torch.float32
     maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
-    many = batch * kv_heads >= 2 * _multiprocessors(q)
-    tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many)
-    tiles, splits = triton.cdiv(rows, tile.rows), splits_of(keys)
+    processors, splits = _multiprocessors(q), splits_of(keys)
+    many = batch * kv_heads >= 2 * processors
+    tile = None
+    if maps and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
+        of_all = batch * kv_heads * splits
+        tile = Tile.of_few(dims + value_dims, of_all, processors, _shared_memory(q))
+    if tile is None:
+        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many)
+    tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
-    parallel = splits > 1 and programs < _multiprocessors(q) * (2 if rows <= 16 else 1)
+    parallel = splits > 1 and programs < processors * (2 if rows <= 16 else 1)
     parts = states = lse
     if parallel:
         shape = (batch * kv_heads, splits, rows)
@@ -160,14 +188,16 @@ def attention(
     if parallel:
         programs *= splits
     flags = torch.empty(programs if flagged else 0, dtype=torch.int32, device=q.device)
-    early = parallel and not flagged and _starts_early(q)
-    k_map, v_map = (_tensor_map(k, dims), _tensor_map(v, value_dims)) if maps else (k, v)
+    early = _starts_early(q)
+    after_ours = {"launch_pdl": True} if early else {}
+    k_map, v_map = (_tensor_map(k, dims, tile.keys), _tensor_map(v, value_dims)) if maps else (k, v)
     # As many heads as leave their keys and values in the cache.
     together = max(1, min(8, 2**24 // (keys * (size + value_size) * q.element_size())))
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
+        own_map = _tensor_map(k, dims, tile_here.keys) if maps and tile_here.keys != tile.keys else k_map
         attend[grid](
-            q, k, v, k_map, v_map, values, begins, wholes, ends, out, lse, parts, states, flags,
+            q, k, v, own_map, v_map, values, begins, wholes, ends, out, lse, parts, states, flags,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
             *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
@@ -175,8 +205,9 @@ def attention(
             BLOCK_M=tile_here.rows, BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind,
             CAUSAL=is_causal and kind == 0, PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps,
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
-            ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, STAGES=tile_here.stages,
-            num_warps=tile_here.warps, num_stages=tile_here.stages, **COMPILATION,
+            ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
+            STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
+            **(after_ours if parallel or apart or careful else {}), **COMPILATION,
         )  # fmt: skip
 
     ways = splits if parallel else 1
@@ -194,8 +225,8 @@ def attention(
         merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, AT_ONCE=min(8, power_of_two(splits)),
-            num_warps=1 if block == 1 else 4,
-            **({"launch_pdl": True} if early else {}), **COMPILATION,
+            FLAGGED=flagged, EARLY=early, AT_ONCE=min(16, power_of_two(splits)),
+            # Left to itself, the assembler saves registers by loading later.
+            num_warps=1 if block == 1 else 4, maxnreg=255, **after_ours, **COMPILATION,
         )  # fmt: skip
     return out.transpose(1, 2), lse

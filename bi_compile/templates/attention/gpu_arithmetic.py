@@ -138,13 +138,19 @@ def merge(
 
 
 @triton.jit
-def store_rows(out_at, lse_at, maximum, total, out, row_there, value_dims, BINARY: tl.constexpr):
-    """The output and the logsumexp of a tile."""
+def store_rows(
+    out_at, lse_at, maximum, total, out, row_there, value_dims, BINARY: tl.constexpr, FINITE: tl.constexpr
+):  # fmt: skip
+    """The output and the logsumexp of a tile. FINITE: a tile that has others is written again."""
     no_key = (total == 0) & (maximum == -float("inf"))
     one = tl.full(total.shape, 1.0, tl.float32)
     inverse = tl.where(no_key, 0.0, functions.divide(one, total))
     # Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
-    result = functions.rounded(out * inverse[:, None] + 0.0, out_at.dtype.element_ty)
+    result = out * inverse[:, None] + 0.0
+    if FINITE:
+        result = result.to(out_at.dtype.element_ty)
+    else:
+        result = functions.rounded(result, out_at.dtype.element_ty)
     tl.store(out_at, result, mask=row_there[:, None] & value_dims[None, :])
     unit = 0.6931471805599453 if BINARY else 1.0
     lse = tl.fma(maximum, tl.zeros_like(maximum) + unit, functions.log(total))

@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from bi_compile.templates.attention.gpu_arithmetic import BLOCK, merge, split_begin, store_rows
+from bi_compile.templates.attention.gpu_few import walk_few
 from bi_compile.templates.attention.gpu_walk import walk
 
 _SEVERAL = tl.constexpr(1)
@@ -39,7 +40,7 @@ def _store(
     out, lse, parts, states, head, batch, own_head, query, row, split, rows,
     maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
     VALUE_SIZE: tl.constexpr, GROUP: tl.constexpr, BINARY: tl.constexpr, PARALLEL: tl.constexpr,
-    FLAGGED: tl.constexpr,
+    FLAGGED: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """The state of these rows, or what follows from it."""
     value_dim = tl.arange(0, value_dims.shape[0])
@@ -57,7 +58,8 @@ def _store(
         place = (batch * queries + query) * heads + own_head
         out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
         lse_at = lse + (batch * heads + own_head) * queries + query
-        store_rows(out_at, lse_at, maximum, total, found, rows, value_dims, BINARY)
+        finite: tl.constexpr = FLAGGED and not CAREFUL
+        store_rows(out_at, lse_at, maximum, total, found, rows, value_dims, BINARY, finite)
 
 
 @triton.jit(
@@ -76,13 +78,14 @@ def attend(
     CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
     ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr, APART: tl.constexpr,
     CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr, IN_TURNS: tl.constexpr,
-    EARLY: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
     non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former of
-    TILES tiles anew, BLOCK_M rows at a time. EARLY: `merge_splits` may be started before this kernel ends.
+    TILES tiles anew, BLOCK_M rows at a time. FEW: by `walk_few`. EARLY: the next kernel may be started before
+    this one ends, and this one before the last.
 
     all_heads: batch * kv_heads. IN_TURNS: the tiles of `together` heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
@@ -90,6 +93,7 @@ def attend(
     """
     if EARLY:
         cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     if CAREFUL:
         numbers = tl.program_id(0) * TILES + tl.arange(0, TILES)
         if (tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) & _STRANGE) == 0:
@@ -102,9 +106,10 @@ def attend(
     v_block = key[:, None] * v_row + value_dim[None, :] * v_dim
     EVEN: tl.constexpr = SIZE == DIMS and VALUE_SIZE == VALUE_DIMS
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
-    PARTS_OF_TILE: tl.constexpr = ROWS_OF_TILE // BLOCK_M if CAREFUL else 1
+    PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
     for step in range(TILES * PARTS_OF_TILE):
-        head, split = tl.program_id(0), tl.program_id(1)
+        # The first splits are short: they fill what the others leave.
+        head, split = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
         tile, wanted = 0, 1
         if CAREFUL:
             number = tl.program_id(0) * TILES + step // PARTS_OF_TILE
@@ -147,6 +152,11 @@ def attend(
             if CAUSAL:
                 own_end = tl.minimum(own_end, query + 1)
             own_whole = own_end
+            end, whole = keys, keys
+            if CAUSAL:
+                # Those of the tile's last row and of its first.
+                end = tl.minimum(keys, tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1, queries))
+                whole = tl.minimum(keys, tile * BLOCK_M // GROUP + 1)
             there = left
             if MASK != 0:
                 bound = far_batch * bound_batch + own_head * bound_head + query * bound_row
@@ -181,15 +191,14 @@ def attend(
                     _store(
                         out, lse, parts, states, head, far_batch, own_head, query, row, split,
                         rows, maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
-                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED,
+                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, CAREFUL,
                     )  # fmt: skip
             else:
                 begin = tl.full((), 0, tl.int32)
-                end = tl.max(own_end, 0)
-                # Rows that are not there have no say.
-                whole = tl.min(tl.where(there, own_whole, keys), 0)
                 several = 0
                 if MASK != 0:
+                    # Rows that are not there have no say.
+                    whole = tl.min(tl.where(there, own_whole, keys), 0)
                     begin = tl.min(tl.where(left, own_first, keys), 0)
                     several = (tl.max(tl.where(left, own_first, -1), 0) > begin).to(tl.int32)
                     end = tl.where(several == 0, tl.max(tl.where(left, own_end, 0), 0), 0)
@@ -197,13 +206,19 @@ def attend(
                 if PARALLEL:
                     begin = first_key + split_begin(split)
                     end = tl.minimum(end, first_key + split_begin(split + 1))
-                maximum, total, found, seen = walk(
-                    tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
-                    mask_rows, left, first_key, own_first, own_end, begin, end, begin, whole,
-                    keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
-                    key_dims, value_dims,
-                    BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
-                )  # fmt: skip
+                if FEW:
+                    maximum, total, found, seen = walk_few(
+                        tile_q, k_map, v_map, batch, kv_head, left, own_end, begin, end, whole,
+                        before, softcap, scale, VALUE_DIMS, BINARY, NATURAL, CAPPED, STAGES,
+                    )  # fmt: skip
+                else:
+                    maximum, total, found, seen = walk(
+                        tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                        mask_rows, left, first_key, own_first, own_end, begin, end, begin, whole,
+                        keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
+                        key_dims, value_dims,
+                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
+                    )  # fmt: skip
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head
@@ -211,7 +226,7 @@ def attend(
                 _store(
                     out, lse, parts, states, head, far_batch, own_head, query, row, split,
                     there, maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
-                    VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED,
+                    VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, CAREFUL,
                 )  # fmt: skip
 
 
@@ -238,23 +253,25 @@ def merge_splits(
     seen = tl.zeros((BLOCK_M,), tl.int32)
     if EARLY:
         cuda.gdc_wait()
+    place = head.to(tl.int64) * splits * rows + row
+    maxima, totals, met = states + place, states + size + place, states + 2 * size + place
+    parts_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
     for first in range(0, splits, AT_ONCE):
         # Unrolled: their loads are on the way at once. A split that is not there changes nothing.
         for step in tl.static_range(AT_ONCE):
-            split = first + step
-            there = row_there & (split < splits)
-            place = (head.to(tl.int64) * splits + split) * rows + row
-            other_maximum = tl.load(states + place, mask=there, other=-float("inf"))
-            other_total = tl.load(states + size + place, mask=there, other=0.0)
+            there = row_there & (first + step < splits)
+            other_maximum = tl.load(maxima, mask=there, other=-float("inf"))
+            other_total = tl.load(totals, mask=there, other=0.0)
             other_seen = seen
             if FLAGGED:
-                other_seen = tl.load(states + 2 * size + place, mask=there, other=0.0).to(tl.int32)
-            part_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
-            part = tl.load(part_at, mask=there[:, None] & value_dims[None, :], other=0.0)
+                other_seen = tl.load(met, mask=there, other=0.0).to(tl.int32)
+            part = tl.load(parts_at, mask=there[:, None] & value_dims[None, :], other=0.0)
+            maxima, totals, met = maxima + rows, totals + rows, met + rows
+            parts_at += rows * VALUE_SIZE
             maximum, total, merged, seen = merge(
                 maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
             )
     place = (batch * queries + query) * heads + own_head
     out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
     lse_at = lse + (batch * heads + own_head) * queries + query
-    store_rows(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY)
+    store_rows(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY, False)

@@ -126,12 +126,17 @@ def _blocks(
                     all_out = tl.where(fresh[:, None], merged[2], all_out)
                     all_seen = tl.where(fresh, merged[3], all_seen)
                     out = tl.where(fresh[:, None], 0.0, out)
+                    if not CAREFUL:
+                        out = out * alpha[:, None]
                     seen = tl.where(fresh, 0, seen)
                 else:
                     all_maximum, all_total, all_out, all_seen = merged
                     # Zeros that the compiler does not know: it would select them in every block.
                     out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
                     seen = tl.zeros((BLOCK_M,), tl.int32)
+            elif not CAREFUL:
+                # Not after the branch: that would then come before the scores, and wait for the last values.
+                out = out * alpha[:, None]
         if MAPS:
             v = tl.reshape(v_map.load([batch, kv_head, first, 0]), (BLOCK, VALUE_DIMS))
         elif EVEN:
@@ -146,7 +151,9 @@ def _blocks(
             out = unwanted(p, attended | (p != 0), v, out)
             seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
         else:
-            out = tl.dot(p.to(v.dtype), v, out * alpha[:, None], input_precision="ieee")
+            if not SPLITS:
+                out = out * alpha[:, None]
+            out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
     return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
 
 
