@@ -15,13 +15,34 @@ PAGE = ROOT / "docs" / "testing-your-model.md"
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
-    return Path(shutil.copytree(ROOT / "examples" / "user_repo", tmp_path_factory.mktemp("user") / "repo"))
+    """A copy of it, beside a folder `site` in which pip has installed it and bi_compile."""
+    folder = tmp_path_factory.mktemp("user")
+    repo = Path(shutil.copytree(ROOT / "examples" / "user_repo", folder / "repo"))
+    ours = Path(shutil.copytree(ROOT / "bi_compile", folder / "ours" / "bi_compile")).parent
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, ours)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    target = ["--no-build-isolation", "--target", str(folder / "site"), str(ours), str(repo)]
+    subprocess.run([*install, *target], check=True)
+    return repo
+
+
+def run_python(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(repo.parent / "site"), "COLUMNS": "110"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=repo, env=environment
+    )
 
 
 def run_pytest(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "110"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=repo, env=environment)
+    return run_python(repo, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", *arguments)
+
+
+def test_what_is_installed_is_used(repo):
+    run = run_python(
+        repo, "-P", "-c", "import bi_compile, scorer; print(bi_compile.__file__, scorer.__file__)"
+    )
+    assert run.stdout.count(str(repo.parent / "site")) == 2, run.stdout + run.stderr
 
 
 def test_a_users_project_is_green(repo):
