@@ -109,10 +109,15 @@ def _count(options: argparse.Namespace) -> int:
     return options.decoders or options.models
 
 
-def settings_of(number: int) -> dict[str, bool]:
-    """Every fourth block is checked with gradients, every fifth with a graph of its own for one sample."""
+def settings_of(number: int) -> dict[str, bool | None]:
+    """Every fourth block is checked with gradients, every fifth with a graph of its own for one sample, and
+    every third with symbolic sizes of features."""
     block = number // BLOCK
-    return {"gradients": block % 4 == 3, "alone": block % 5 == 4}
+    return {
+        "gradients": block % 4 == 3,
+        "alone": block % 5 == 4,
+        "dynamic": True if block % 3 == 1 else None,
+    }
 
 
 def model_of(options: argparse.Namespace, number: int) -> RandomModel:

@@ -13,7 +13,12 @@ OURS = ("batch_invariant", "canonical")
 
 
 def check_model(
-    model: RandomModel, *, backend: str = "batch_invariant", gradients: bool = False, alone: bool = False
+    model: RandomModel,
+    *,
+    backend: str = "batch_invariant",
+    gradients: bool = False,
+    alone: bool = False,
+    dynamic: bool | None = None,
 ) -> Outcome:
     """Assert that every sample has the same bits alone and in batches, with hostile neighbours, too.
 
@@ -22,17 +27,19 @@ def check_model(
     gradients: compare the gradient of the input, too; the graph is then one for training.
     alone: compile the graph of one sample, too. Otherwise, under "batch_invariant", the results alone are
         those of `bi_compile.eager()`: the one compiled graph must have their bits.
+    dynamic: of torch.compile; with True sizes of features are symbolic, too.
 
     Our results are also compared with float64, within ten times the error of stock.
     Raises BatchVarianceError or InaccurateResultError; whatever is raised has a note, a program that shows
     the failure by itself.
     """
     try:
-        return _checked(model, backend, gradients, alone)
+        return _checked(model, backend, gradients, alone, dynamic)
     except Exception as failure:
         place = failure.place if isinstance(failure, RowDiffers) else None
         error = failure.error if isinstance(failure, RowDiffers) else failure
-        error.add_note(script_of(model, backend=backend, gradients=gradients, failure=error, place=place))
+        how = {"backend": backend, "gradients": gradients, "dynamic": dynamic}
+        error.add_note(script_of(model, **how, failure=error, place=place))
         raise error from None
 
 
@@ -41,13 +48,13 @@ def leaves_graphs(model: RandomModel) -> bool:
     return any(name in ("outside", "graph_break") for name, _ in model.steps)
 
 
-def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool) -> Outcome:
+def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool, dynamic: bool | None) -> Outcome:
     if gradients and backend == "batch_invariant" and any(name == "outside" for name, _ in model.steps):
         return Outcome("refused", "gradients of code outside graphs are stock PyTorch's")
     subject = Subject.of(model, gradients=gradients)
     if isinstance(subject, Outcome):
         return subject
-    run = _run_by(subject.module, backend, gradients)
+    run = _run_by(subject.module, backend, gradients, dynamic)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -65,7 +72,7 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool) -> 
         return subject.judge(single, together, ours=backend in OURS)
 
 
-def _run_by(module: torch.nn.Module, backend: str, gradients: bool) -> Run:
+def _run_by(module: torch.nn.Module, backend: str, gradients: bool, dynamic: bool | None) -> Run:
     if backend == "canonical":  # the gradients, too
         return run_by(runner(module, gradients), backend)
-    return runner(run_by(module, backend), gradients)
+    return runner(run_by(module, backend, dynamic=dynamic), gradients)

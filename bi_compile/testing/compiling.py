@@ -9,8 +9,8 @@ import torch
 _numbers = itertools.count()
 
 
-def compiled(fn: Callable[..., Any], backend: Any) -> Callable[..., Any]:
-    """`torch.compile(fn, backend=backend)`, with a code object and a name that no other function has.
+def compiled(fn: Callable[..., Any], backend: Any, *, dynamic: bool | None = None) -> Callable[..., Any]:
+    """`torch.compile` of fn, with a code object and a name that no other function has.
 
     Dynamo counts the graphs that it has made of one code object, up to its `recompile_limit`. All instances
     of a class have one `forward`, and PyTorch's own modules and ops enter Dynamo by one function, so a
@@ -22,21 +22,22 @@ def compiled(fn: Callable[..., Any], backend: Any) -> Callable[..., Any]:
         return fn(*args, **kwargs)
 
     run.__code__ = run.__code__.replace(co_name=f"run_{next(_numbers)}")
-    return torch.compile(run, backend=backend)
+    return torch.compile(run, backend=backend, dynamic=dynamic)
 
 
-def run_by(fn: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def run_by(fn: Callable[..., Any], backend: str, *, dynamic: bool | None = None) -> Callable[..., Any]:
     """fn as it is for "eager", under `bi_compile.eager()` for "canonical", else compiled by that backend."""
     if backend == "eager":
         return fn
     if backend != "canonical":
-        return compiled(fn, backend)
+        return compiled(fn, backend, dynamic=dynamic)
     import bi_compile
 
     return bi_compile.eager()(fn)
 
 
-def code_of_run(backend: str) -> str:
+def code_of_run(backend: str, *, dynamic: bool | None = None) -> str:
     """`run_by(model, backend)` as code of a program of its own."""
     named = {"eager": "model", "canonical": "bi_compile.eager()(model)"}
-    return named.get(backend, f'torch.compile(model, backend="{backend}")')
+    how = "" if dynamic is None else f", dynamic={dynamic}"
+    return named.get(backend, f'torch.compile(model, backend="{backend}"{how})')

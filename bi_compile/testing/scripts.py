@@ -13,12 +13,13 @@ def script_of(
     *,
     backend: str,
     gradients: bool = False,
+    dynamic: bool | None = None,
     failure: BaseException | None = None,
     place: tuple[tuple[int, ...], int, float | None] | None = None,
 ) -> str:
     """A program that is also a file of tests: the model, its weights' seed, its inputs, one comparison.
 
-    backend: one of torch.compile, or "eager".
+    backend, dynamic: of torch.compile; backend may be "eager" or "canonical".
     failure: its text is told at the top. place: the members of a batch, a position in it, and the value in
         place of every second member; without, all samples are compared.
     """
@@ -38,7 +39,7 @@ def script_of(
         "def test_a_sample_has_the_same_bits_in_the_batch():",
         f"    torch.manual_seed({model.seed})",
         "    model = Model().eval().requires_grad_(False)",
-        f"    run = {code_of_run(backend)}",
+        f"    run = {code_of_run(backend, dynamic=dynamic)}",
         *_inputs(model, members, hostile),
         *(_WITH_GRADIENT if gradients else _WITHOUT),
         *_comparison(position, len(members), hostile),

@@ -4,6 +4,7 @@ Each has inputs and outputs of its own and is judged by itself, so the same is t
 of a model may depend on what else is in its graph.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ def check_together(
     backend: str = "batch_invariant",
     gradients: bool = False,
     alone: bool = False,
+    dynamic: bool | None = None,
 ) -> list[Verdict]:
     """What `check_model` returns or raises for each of the models, which share compiled graphs.
 
-    backend: one of torch.compile. gradients, alone: as in `check_model`.
+    backend: one of torch.compile. gradients, alone, dynamic: as in `check_model`.
     A model that fails in a shared graph is checked by itself, so that its error has a program. Where it then
     passes, the error has a note that names the models whose company it needs. Models with code outside
     graphs, and those whose gradients no graph has, are checked by themselves in the first place.
     """
+    how = _How(backend, gradients, alone, dynamic)
     verdicts: dict[int, Verdict] = {}
     shared: dict[bool, list[tuple[int, _Ready]]] = {True: [], False: []}
     for number, model in enumerate(models):
@@ -46,14 +49,14 @@ def check_together(
             continue
         single = subject.canonical_alone(gradients=gradients) if backend == "batch_invariant" else None
         if leaves_graphs(model) or (gradients and backend == "batch_invariant" and single is None):
-            verdicts[number] = _by_itself(model, backend, gradients, alone)
+            verdicts[number] = _by_itself(model, how)
         else:
             # Models without results alone need a second graph, for one sample: they share it, too.
             shared[single is None].append((number, _Ready(subject, None if alone else single)))
     for members in shared.values():
         for start in range(0, len(members), SHARED):
             numbers, ready = zip(*members[start : start + SHARED], strict=True)
-            found = _in_one_graph(ready, backend, gradients, alone)
+            found = _in_one_graph(ready, how)
             verdicts |= dict(zip(numbers, found, strict=True))
     return [verdicts[number] for number in range(len(models))]
 
@@ -68,6 +71,16 @@ class _Several(torch.nn.Module):
 
 
 @dataclass(frozen=True)
+class _How:
+    """The options of `check_model`."""
+
+    backend: str
+    gradients: bool
+    alone: bool
+    dynamic: bool | None
+
+
+@dataclass(frozen=True)
 class _Ready:
     """single: the results of each sample alone, or None where the graph has to say."""
 
@@ -75,37 +88,38 @@ class _Ready:
     single: list[Result] | None
 
 
-def _in_one_graph(members: Sequence[_Ready], backend: str, gradients: bool, alone: bool) -> list[Verdict]:
+def _in_one_graph(members: Sequence[_Ready], how: _How) -> list[Verdict]:
     if len(members) == 1:
-        return [_by_itself(members[0].subject.model, backend, gradients, alone)]
+        return [_by_itself(members[0].subject.model, how)]
     try:
-        batches, rows = _results([one.subject for one in members], members[0].single, backend, gradients)
+        batches, rows = _results([one.subject for one in members], members[0].single, how)
     except Exception:
         # One of them is refused, or fails: half of them are looked at in a graph of their own.
         half = len(members) // 2
         parts = (members[:half], members[half:])
-        return [found for part in parts for found in _in_one_graph(part, backend, gradients, alone)]
+        return [found for part in parts for found in _in_one_graph(part, how)]
     verdicts: list[Verdict] = []
     for at, one in enumerate(members):
         single = one.single or [row[at] for row in rows]
         try:
             together = [batch[at] for batch in batches]
-            verdicts.append(one.subject.judge(single, together, ours=backend in OURS))
+            verdicts.append(one.subject.judge(single, together, ours=how.backend in OURS))
         except Exception as error:
-            verdicts.append(_failed(error, at, members, backend, gradients, alone))
+            verdicts.append(_failed(error, at, members, how))
     return verdicts
 
 
 def _results(
-    subjects: Sequence[Subject], single: Any, backend: str, gradients: bool
+    subjects: Sequence[Subject], single: Any, how: _How
 ) -> tuple[list[list[Result]], list[list[Result]]]:
     """The results of BATCHES and, without `single`, of each sample alone: of every subject in every call."""
-    run = compiled(_Several([subject.module for subject in subjects]), backend)
+    several = _Several([subject.module for subject in subjects])
+    run = compiled(several, how.backend, dynamic=how.dynamic)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batches = [_call(run, [s.batch(*batch) for s in subjects], gradients) for batch in BATCHES]
+        batches = [_call(run, [s.batch(*batch) for s in subjects], how.gradients) for batch in BATCHES]
         samples = zip(*(subject.rows for subject in subjects), strict=True)
-        rows = [] if single else [_call(run, sample, gradients) for sample in samples]
+        rows = [] if single else [_call(run, sample, how.gradients) for sample in samples]
     return batches, rows
 
 
@@ -123,17 +137,15 @@ def _call(run: Any, inputs: Sequence[torch.Tensor], gradients: bool) -> list[Res
     return [(one_nan(y.detach()), *([gradient[id(y)]] if id(y) in gradient else [])) for y in outputs]
 
 
-def _by_itself(model: RandomModel, backend: str, gradients: bool, alone: bool) -> Verdict:
+def _by_itself(model: RandomModel, how: _How) -> Verdict:
     try:
-        return check_model(model, backend=backend, gradients=gradients, alone=alone)
+        return check_model(model, **dataclasses.asdict(how))
     except Exception as error:
         return error
 
 
-def _failed(
-    failure: Exception, at: int, members: Sequence[_Ready], backend: str, gradients: bool, alone: bool
-) -> Verdict:
-    verdict = _by_itself(members[at].subject.model, backend, gradients, alone)
+def _failed(failure: Exception, at: int, members: Sequence[_Ready], how: _How) -> Verdict:
+    verdict = _by_itself(members[at].subject.model, how)
     if isinstance(verdict, Exception):
         return verdict
     error = failure.error if isinstance(failure, RowDiffers) else failure

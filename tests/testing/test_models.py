@@ -189,6 +189,7 @@ def test_hypothesis_reproduces_a_failure_by_its_blob_and_by_its_database():
 def test_the_same_program_passes_with_our_backend(gradients):
     check = check_model(VARIED, gradients=gradients)
     assert check == Outcome("same")
+    assert ", dynamic=True)" in script_of(VARIED, backend="batch_invariant", dynamic=True)
     script = script_of(VARIED, backend="batch_invariant", gradients=gradients)
     names = {}
     exec(script, names)
