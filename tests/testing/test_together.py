@@ -71,7 +71,7 @@ def test_what_a_graph_cannot_hold_is_found_by_halves(monkeypatch):
 
 def test_the_control_fails_in_a_shared_graph_and_comes_with_its_program(monkeypatch):
     """Stock PyTorch in place of a compiler."""
-    monkeypatch.setattr(torch, "compile", lambda module, backend: module)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     failed, same = check_together([WIDE, RandomModel((3,), (("neg", ZEROS),))], backend="stock")
     assert isinstance(failed, BatchVarianceError)
     (script,) = failed.__notes__
@@ -80,7 +80,7 @@ def test_the_control_fails_in_a_shared_graph_and_comes_with_its_program(monkeypa
 
 
 def test_a_failure_that_needs_company_names_it(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module, backend: module)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     monkeypatch.setattr(together, "check_model", lambda model, **how: Outcome("same"))
     failed, _ = check_together([WIDE, PLAIN], backend="stock")
     assert isinstance(failed, BatchVarianceError)
