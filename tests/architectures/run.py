@@ -1,8 +1,9 @@
 """The whole list, each architecture in its own process: `make architectures` writes docs/architectures.md.
 
-`python -m tests.architectures.run [--only TEXT] [--resume] [--jobs N]`. Results are kept in
-out/architectures.json as they come: --resume goes on where a run was interrupted, --only runs the entries
-whose name holds the text, --jobs runs that many at a time.
+`python -m tests.architectures.run [--only TEXT ...] [--dtype fp32|bf16] [--resume] [--jobs N]`. Results are
+kept in out/architectures.json as they come, with what each was run with: --resume goes on where a run was
+interrupted, --only runs the entries whose name or family holds one of the texts, --dtype runs them in one of
+the dtypes, --jobs that many at a time.
 """
 
 import argparse
@@ -10,17 +11,21 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 from bi_compile.inductor import best_isa
+from bi_compile.templates.contraction import bf16_order
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
 TIMEOUT = 600
+DTYPES = ("fp32", "bf16")
 
 _HEAD = """\
 # Architectures
@@ -36,32 +41,36 @@ stock eager PyTorch change bits on the same inputs (fp32, bf16)?
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--only", default="")
+    options.add_argument("--only", nargs="*", default=[], metavar="TEXT")
+    options.add_argument("--dtype", choices=DTYPES)
     options.add_argument("--resume", action="store_true")
     options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--one", help=argparse.SUPPRESS)
     chosen = options.parse_args()
+    dtypes = [chosen.dtype] if chosen.dtype else DTYPES
     if chosen.one:
-        print(json.dumps(_examine(chosen.one)))
+        print(json.dumps(_examine(chosen.one, dtypes)))
         return
     from tests.architectures.zoo import FAMILIES
 
     RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() and (chosen.resume or chosen.only) else {}
-    chosen_names = {
+    goes_on = chosen.resume or chosen.only or chosen.dtype
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() and goes_on else {}
+    wanted = {
         entry.name: family
         for family, entries in FAMILIES.items()
         for entry in entries
-        if chosen.only in entry.name and not (chosen.resume and entry.name in known)
+        if (not chosen.only or any(text in f"{entry.name} {family}" for text in chosen.only))
+        and not (chosen.resume and known.get(entry.name, {}).keys() >= set(dtypes))
     }
     with ThreadPoolExecutor(chosen.jobs) as workers:
-        running = {workers.submit(_in_a_process, name): name for name in chosen_names}
+        running = {workers.submit(_in_a_process, name, dtypes): name for name in wanted}
         for done in as_completed(running):
             name = running[done]
-            verdicts, seconds = done.result()
-            known[name] = {"family": chosen_names[name], "environment": _environment(), **verdicts}
+            results, seconds = done.result()
+            known[name] = {"family": wanted[name], **known.get(name, {}), **results}
             RESULTS.write_text(json.dumps(known, indent=1))
-            found = {dtype: _cell(verdicts[dtype]) for dtype in ("fp32", "bf16")}
+            found = {dtype: _cell(result) for dtype, result in results.items()}
             print(f"{name:<24} {found}  {seconds:.0f} s", flush=True)
     PAGE.write_text(render(known, [entry.name for entries in FAMILIES.values() for entry in entries]))
 
@@ -69,31 +78,34 @@ def main() -> None:
 _VARIES = {True: "yes", False: "no", None: "cannot run"}
 
 
-def _in_a_process(name: str) -> tuple[dict, float]:
+def _in_a_process(name: str, dtypes: Sequence[str]) -> tuple[dict, float]:
+    """For each dtype what became of it, whether stock PyTorch varies, and what it was run with."""
     command = [sys.executable, "-m", "tests.architectures.run", "--one", name]
+    command += ["--dtype", *dtypes] if len(dtypes) == 1 else []
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, check=False)
-        verdicts = json.loads(done.stdout.strip().splitlines()[-1])
+        results = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        verdicts = _failed(f"not done after {TIMEOUT} s")
+        results = _failed(dtypes, f"not done after {TIMEOUT} s")
     except (IndexError, json.JSONDecodeError):
-        verdicts = _failed((done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1])
-    return verdicts, time.perf_counter() - start
+        why = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        results = _failed(dtypes, why)
+    environment = _environment()
+    results = {dtype: {**result, "environment": environment} for dtype, result in results.items()}
+    return results, time.perf_counter() - start
 
 
-def _failed(why: str) -> dict:
-    failed = {"kind": "failed", "detail": why}
-    return {"fp32": failed, "bf16": failed, "stock": {}}
+def _failed(dtypes: Sequence[str], why: str) -> dict:
+    return {dtype: {"kind": "failed", "detail": why, "stock": None} for dtype in dtypes}
 
 
-def _examine(name: str) -> dict:
-    from tests.architectures.check import DTYPES, check, stock_varies
+def _examine(name: str, dtypes: Sequence[str]) -> dict:
+    from tests.architectures.check import check, stock_varies
     from tests.architectures.zoo import ARCHITECTURES
 
     entry = next(a for a in ARCHITECTURES if a.name == name)
-    found: dict = {dtype: vars(check(entry, dtype)) for dtype in DTYPES}
-    return {**found, "stock": {dtype: stock_varies(entry, dtype) for dtype in DTYPES}}
+    return {dtype: {**vars(check(entry, dtype)), "stock": stock_varies(entry, dtype)} for dtype in dtypes}
 
 
 def _cell(verdict: dict) -> str:
@@ -102,13 +114,21 @@ def _cell(verdict: dict) -> str:
 
 def render(known: dict, listed: list[str]) -> str:
     """The page: the results, what they were run with, and which of the list have none yet."""
+    known = {name: result for name, result in known.items() if result.keys() >= set(DTYPES)}
     invariant = sum(r["fp32"]["kind"] == r["bf16"]["kind"] == "invariant" for r in known.values())
     missing = [name for name in listed if name not in known]
+    environments = {
+        dtype: Counter(result[dtype]["environment"] for result in known.values()) for dtype in DTYPES
+    }
     lines = [
         _HEAD,
         f"{invariant} of {len(known)} are invariant in both dtypes. Run with:",
         "",
-        *(f"- {environment}" for environment in sorted({r["environment"] for r in known.values()})),
+        *(
+            f"- {dtype}, {count} of them: {environment}"
+            for dtype, found in environments.items()
+            for environment, count in sorted(found.items())
+        ),
         *(["", f"Not run yet, {len(missing)} of the list: {', '.join(missing)}."] if missing else []),
         "",
         "| architecture | family | fp32 | bf16 | stock varies |",
@@ -117,16 +137,15 @@ def render(known: dict, listed: list[str]) -> str:
     for name in listed:
         if (result := known.get(name)) is None:
             continue
-        stock = ", ".join(_VARIES[varies] for varies in result["stock"].values())
-        lines.append(
-            f"| {name} | {result['family']} | {_cell(result['fp32'])} | {_cell(result['bf16'])} | {stock} |"
-        )
+        cells = [_cell(result[dtype]) for dtype in DTYPES]
+        stock = ", ".join(_VARIES[result[dtype]["stock"]] for dtype in DTYPES)
+        lines.append(f"| {name} | {result['family']} | {' | '.join(cells)} | {stock} |")
     return "\n".join(lines) + "\n"
 
 
 def _environment() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm"))
-    return f"{best_isa()}, {packages}, {date.today()}"
+    return f"{best_isa()}, bf16 by {bf16_order()}, {packages}, {date.today()}"
 
 
 if __name__ == "__main__":
