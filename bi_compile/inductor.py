@@ -140,10 +140,20 @@ def mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def stock_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
-    """The decompositions Inductor uses for ops it has no lowering for."""
+    """The decompositions Inductor uses for ops it has no lowering for.
+
+    With them those of interpolation, which PyTorch takes apart before any table is asked, but not everywhere.
+    """
+    from torch._decomp import get_decompositions
     from torch._inductor.decomposition import select_decomp_table
 
-    return dict(select_decomp_table())
+    table: dict[Any, Callable[..., Any]] = dict(select_decomp_table())
+    for op, build in get_decompositions([getattr(torch.ops.aten, name) for name in _INTERPOLATIONS]).items():
+        table.setdefault(op, build)
+    return table
+
+
+_INTERPOLATIONS = "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"
 
 
 def compile_graph(

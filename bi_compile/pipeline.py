@@ -13,8 +13,11 @@ from bi_compile.passes import (
     complex_numbers,
     contraction,
     convolution,
+    creation,
     distance,
     embedding_bag,
+    grid_sampling,
+    interpolation,
     normalization,
     pointwise,
     pooling,
@@ -35,11 +38,14 @@ PIPELINE = (
     softmax,  # likewise
     pooling,  # windows, by sums or elementwise chains
     pooling_gradients,  # likewise
+    interpolation,  # between pixels, by sums and by additions to them
+    grid_sampling,  # places between pixels, by gathers, and by additions to them
     reduction,  # what is left of sums, maxima and variances
     sort,  # selections before the extrema and gathers they are made of
     scan,  # running sums and products
     embedding_bag,  # whole bags before the gathers and additions they are made of
     scatter,  # additions and other reductions by index
+    creation,  # numbers at equal distances, whose last bit hosts choose
     complex_numbers,  # as pairs of their parts
     pointwise,  # one rounding for ops that hosts contract or choose formulas for
 )

@@ -3,7 +3,7 @@
 `multi_head_attention_forward` is PyTorch's own code in which `linear` and `scaled_dot_product_attention` are
 ours: traced as it is, they would be taken apart by the layout of their inputs. `instance_norm` makes channels
 of its samples and calls batch_norm in training mode; here every channel of every sample is a row. softshrink
-is an op, but arrives in pieces that round.
+is an op, but arrives in pieces that round. `interpolate` has one gradient; so have functions that call it.
 """
 
 import types
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from bi_compile.passes import interpolation
 
 Tensor = torch.Tensor
 
@@ -36,6 +38,7 @@ _ours = {
     "scaled_dot_product_attention": lambda *arguments, **options: (
         torch.ops.bi_compile.differentiable_attention(*arguments, **options)
     ),
+    "interpolate": interpolation.interpolate,
     "has_torch_function": lambda tensors: False,
 }
 _helpers = {
@@ -75,6 +78,10 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 COMPOSITES = {
     F.multi_head_attention_forward: multi_head_attention_forward,
     F.instance_norm: instance_norm,
+    F.interpolate: interpolation.interpolate,
+    F.upsample: _rebound(F.upsample, _ours),
+    F.upsample_nearest: _rebound(F.upsample_nearest, _ours),
+    F.upsample_bilinear: _rebound(F.upsample_bilinear, _ours),
     # PyTorch takes it apart above autograd, where no table of decompositions is asked.
     F.softshrink: softshrink,
 }

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch._inductor.utils import fresh_inductor_cache
 
 import bi_compile
@@ -30,15 +29,6 @@ def heads_merged(x):
     return torch.linalg.inv(blocks @ blocks.mT + torch.eye(4)).reshape(x.shape[0], -1)
 
 
-def antialiased(x):
-    return F.interpolate(x[:, None], size=(7, 5), mode="bilinear", antialias=True)
-
-
-def sampled(x):
-    volume = x.reshape(x.shape[0], 1, 3, 4, 12)
-    return F.grid_sample(volume, x[:, :, :6].tanh().reshape(-1, 2, 4, 3, 3), align_corners=False)
-
-
 def exponential(x):
     return torch.linalg.matrix_exp(x.nan_to_num().clamp(-9, 9) / 12)
 
@@ -55,8 +45,6 @@ ISOLATED_OPS = {
         lambda x: torch.linalg.pinv(x.nan_to_num()[:, :, :5]),
         "aten.linalg_pinv.atol_rtol_tensor",
     ),
-    "antialiased resize": (antialiased, "aten._upsample_bilinear2d_aa"),
-    "sampling in three dims": (sampled, "aten.grid_sampler_3d"),
 }
 
 
