@@ -358,6 +358,21 @@ def test_few_rows_over_many_keys_are_the_same_on_any_number_of_threads():
 
 
 @EACH_DTYPE
+@pytest.mark.parametrize("kind", ["none", "boolean", "boolean of each row", "additive per head"])
+def test_heads_that_walk_their_keys_together_are_those_alone(dtype, kind):
+    """Five heads side by side in memory, of one query each, over keys that end within a second split."""
+    q, k, v = operands(3, 10, 5, 1, 1100, 48, 40, dtype)
+    mask, causal = masks(kind, 3, 10, 1, 1100, dtype)
+    together = [LAYOUTS["heads inside"](x) for x in (q, k, v)]
+    expected = attention(q, k, v, mask, causal, 0.2)
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        check(attention(*together, mask, causal, 0.2), expected, f"{threads} threads")
+        first = attention(*(x[:1] for x in together), mask[:1] if kind == "boolean" else mask, causal, 0.2)
+        check(first, [x[:1] for x in expected], f"of the first sample, {threads} threads")
+
+
+@EACH_DTYPE
 def test_empty_inputs(dtype):
     for batch, heads, queries, keys, size, value_size in (
         (0, 2, 3, 4, 5, 6),

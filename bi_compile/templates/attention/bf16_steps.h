@@ -79,23 +79,23 @@ class Bf16Steps {
   using Unit = NoUnit;
   static constexpr int64_t kStrip = kRows;
 
-  static size_t bytes(const Problem<Bf16>& problem, int64_t rows) {
-    return Arena::bytes<float>(rows * problem.size) + Arena::bytes<float>(problem.size * kBlock) +
-           Arena::bytes<float>(kBlock * padded(problem.value_size));
+  using Query = float;
+  static int64_t query_elements(const Problem<Bf16>& problem, int64_t rows) { return rows * problem.size; }
+  static size_t bytes(const Problem<Bf16>& problem) {
+    return Arena::bytes<float>(problem.size * kBlock) + Arena::bytes<float>(kBlock * padded(problem.value_size));
   }
 
-  Bf16Steps(const Problem<Bf16>& problem, Arena& arena, int64_t rows)
+  Bf16Steps(const Problem<Bf16>& problem, Arena& arena)
       : problem_(problem), value_size_(padded(problem.value_size)) {
-    q_ = arena.take<float>(rows * problem.size);
     keys_ = arena.take<float>(problem.size * kBlock);
     values_ = arena.take<float>(kBlock * value_size_);
   }
 
-  void set_query(int64_t r, const Bf16* query) {
-    for (int64_t d = 0; d < problem_.size; ++d) q_[r * problem_.size + d] = query[d * problem_.q_stride[3]];
+  void set_query(float* queries, int64_t r, int64_t, const Bf16* query) const {
+    for (int64_t d = 0; d < problem_.size; ++d) queries[r * problem_.size + d] = query[d * problem_.q_stride[3]];
   }
 
-  void begin(const Block<Bf16>& block, int64_t) {
+  void begin(const Block<Bf16>& block) {
     std::fill_n(keys_, problem_.size * kBlock, 0.0f);
     pack_keys(block.keys, problem_.k_stride[2], problem_.k_stride[3], block.count, problem_.size, keys_);
     for (int j = 0; j < block.count; ++j)
@@ -103,10 +103,10 @@ class Bf16Steps {
                    values_ + j * value_size_, value_size_);
   }
 
-  void score(int64_t r, int rows, int, float* scores) {
+  void score(const float* queries, int64_t r, int rows, int, float* scores) {
     const FloatingPointMode mode(FloatingPointMode::kFlush);
     for (int i = 0; i < rows; ++i) {
-      const float* q = q_ + (r + i) * problem_.size;
+      const float* q = queries + (r + i) * problem_.size;
       for (int at = 0; at < kBlock; at += kLanes) {
         const auto term = [&](int64_t d) { return Factors{q[d], keys_ + d * kBlock + at}; };
         sum_in_steps<kLanes>(problem_.size, term, scores + i * kBlock + at);
@@ -136,7 +136,7 @@ class Bf16Steps {
 
   const Problem<Bf16>& problem_;
   const int64_t value_size_;
-  float *q_, *keys_, *values_;
+  float *keys_, *values_;
 };
 
 }  // namespace

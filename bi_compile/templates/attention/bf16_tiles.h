@@ -19,44 +19,46 @@ class Bf16Tiles {
   using Unit = TileUnit;
   static constexpr int64_t kStrip = kSide;
 
-  static size_t bytes(const Problem<Bf16>& problem, int64_t rows) {
-    const int64_t size = padded(problem.size);
-    return Arena::bytes<Bf16>(round_up(rows, kSide) * size) + Arena::bytes<Bf16>(size * kBlock) +
+  using Query = Bf16;
+  static int64_t query_elements(const Problem<Bf16>& problem, int64_t rows) {
+    return round_up(rows, kSide) * padded(problem.size);
+  }
+  static size_t bytes(const Problem<Bf16>& problem) {
+    return Arena::bytes<Bf16>(padded(problem.size) * kBlock) +
            Arena::bytes<uint32_t>(kBlock / 2 * padded(problem.value_size)) + Arena::bytes<float>(kBlock * kSide) +
            Arena::bytes<Bf16>(kSide * kBlock);
   }
 
-  Bf16Tiles(const Problem<Bf16>& problem, Arena& arena, int64_t rows)
+  Bf16Tiles(const Problem<Bf16>& problem, Arena& arena)
       : problem_(problem),
-        rows_(rows),
         size_(padded(problem.size)),
         value_size_(padded(problem.value_size)),
         out_stride_(round_up(problem.value_size, kLanes)) {
-    const int64_t elements = round_up(rows, kSide) * size_;
-    q_ = arena.take<Bf16>(elements);
     keys_ = arena.take<Bf16>(size_ * kBlock);
     values_ = arena.take<uint32_t>(kBlock / 2 * value_size_);
     sums_ = arena.take<float>(kBlock * kSide);
     weights_ = arena.take<Bf16>(kSide * kBlock);
-    std::memset(static_cast<void*>(q_), 0, elements * sizeof(Bf16));
   }
 
-  void set_query(int64_t r, const Bf16* query) {
+  void set_query(Bf16* queries, int64_t r, int64_t rows, const Bf16* query) const {
     const int64_t stride = problem_.q_stride[3];
-    if (!one_strip()) return copy(query, stride, problem_.size, q_ + r * size_);
-    for (int64_t d = 0; d < problem_.size; ++d) q_[(d / 2 * kSide + r) * 2 + d % 2] = query[d * stride];
+    if (!one_strip(rows)) return copy(query, stride, problem_.size, queries + r * size_);
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(queries) + r;
+    int64_t d = 0;
+    for (; stride == 1 && d + 2 <= problem_.size; d += 2) std::memcpy(pairs + d / 2 * kSide, query + d, kPair);
+    for (; d < problem_.size; ++d) queries[(d / 2 * kSide + r) * 2 + d % 2] = query[d * stride];
   }
 
-  void begin(const Block<Bf16>& block, int64_t) {
+  void begin(const Block<Bf16>& block) {
     block_ = block;
     keys_packed_ = values_packed_ = false;
   }
 
-  void score(int64_t r, int rows, int seen, float* scores) {
-    if (one_strip()) return score_keys(rows, seen, scores);
+  void score(const Bf16* queries, int64_t r, int rows, int seen, float* scores) {
+    if (one_strip(block_.rows)) return score_keys(queries, rows, seen, scores);
     if (!keys_packed_) pack_keys_in_pairs();
     keys_packed_ = true;
-    const char* q = reinterpret_cast<const char*>(q_ + r * size_);
+    const char* q = reinterpret_cast<const char*>(queries + r * size_);
     const char* keys = reinterpret_cast<const char*>(keys_);
     for (int at = 0; at < seen; at += 2 * kSide) {
       zero_tile<0>(), zero_tile<1>();
@@ -74,9 +76,10 @@ class Bf16Tiles {
   }
 
   void accumulate(int rows, int seen, const float* weights, const float* alpha, float* out) {
+    // First, so that they have been written when a tile reads them.
+    for (int i = 0; i < rows; ++i) round_weights(weights + i * kBlock, weights_ + i * kBlock);
     if (!values_packed_) pack_values_in_pairs();
     values_packed_ = true;
-    for (int i = 0; i < rows; ++i) round_weights(weights + i * kBlock, weights_ + i * kBlock);
     const char* p = reinterpret_cast<const char*>(weights_);
     const char* values = reinterpret_cast<const char*>(values_);
     const bool both = seen > kStep;
@@ -113,7 +116,7 @@ class Bf16Tiles {
   static constexpr int64_t kElement = sizeof(Bf16), kPair = 2 * kElement;
 
   static int64_t padded(int64_t size) { return round_up(size, kStep); }
-  bool one_strip() const { return rows_ <= kSide; }
+  static bool one_strip(int64_t rows) { return rows <= kSide; }
 
   static void copy(const Bf16* from, int64_t stride, int64_t size, Bf16* to) {
     if (stride == 1) {
@@ -124,7 +127,7 @@ class Bf16Tiles {
   }
 
   // Sixteen keys at a time are the rows, and the scores come out transposed.
-  void score_keys(int rows, int seen, float* scores) {
+  void score_keys(const Bf16* queries, int rows, int seen, float* scores) {
     const int64_t stride = problem_.k_stride[2], element = problem_.k_stride[3];
     const char* keys = reinterpret_cast<const char*>(block_.keys);
     int64_t bytes = stride * kElement;
@@ -138,26 +141,36 @@ class Bf16Tiles {
       std::memset(static_cast<void*>(keys_ + block_.count * size_), 0, (kBlock - block_.count) * bytes);
       keys = reinterpret_cast<const char*>(keys_);
     }
-    const char* q = reinterpret_cast<const char*>(q_);
-    for (int first = 0; first < seen; first += 2 * kSide, keys += 2 * kSide * bytes) {
-      zero_tile<0>(), zero_tile<1>();
-      for (int64_t d = 0; d < size_; d += kStep) {
-        load_tile<7>(q + d * kSide * kElement, kSide * kPair);
-        load_tile<4>(keys + d * kElement, bytes);
-        multiply_tiles<0, 4, 7>();
-        load_tile<5>(keys + kSide * bytes + d * kElement, bytes);
-        multiply_tiles<1, 5, 7>();
-      }
-      constexpr int64_t kRow = kSide * sizeof(float);
-      store_tile<0>(sums_ + first * kSide, kRow);
-      store_tile<1>(sums_ + (first + kSide) * kSide, kRow);
+    const char* q = reinterpret_cast<const char*>(queries);
+    const int64_t sixteen = kSide * bytes;
+    // Four sums at once: the unit takes a new product long before the last one's sum is there.
+    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+    for (int64_t d = 0; d < size_; d += kStep) {
+      const char* at = keys + d * kElement;
+      load_tile<7>(q + d * kSide * kElement, kSide * kPair);
+      load_tile<4>(at, bytes);
+      multiply_tiles<0, 4, 7>();
+      load_tile<5>(at + sixteen, bytes);
+      multiply_tiles<1, 5, 7>();
+      if (seen <= 2 * kSide) continue;
+      load_tile<6>(at + 2 * sixteen, bytes);
+      multiply_tiles<2, 6, 7>();
+      load_tile<4>(at + 3 * sixteen, bytes);
+      multiply_tiles<3, 4, 7>();
     }
+    constexpr int64_t kRow = kSide * sizeof(float);
+    store_tile<0>(sums_, kRow);
+    store_tile<1>(sums_ + kSide * kSide, kRow);
+    store_tile<2>(sums_ + 2 * kSide * kSide, kRow);
+    store_tile<3>(sums_ + 3 * kSide * kSide, kRow);
     for (int first = 0; first < seen; first += kSide) {
-      const char* key[kSide];
-      for (int j = 0; j < kSide; ++j) key[j] = reinterpret_cast<const char*>(sums_ + (first + j) * kSide);
-      __m512 row[kSide];
-      transpose_16_keys<4>(key, 0, row);
-      for (int i = 0; i < rows; ++i) _mm512_storeu_ps(scores + i * kBlock + first, row[i]);
+      const EvenKeys key(reinterpret_cast<const char*>(sums_ + first * kSide), kRow);
+      const auto turn = [&](auto quads) {
+        __m512 row[4 * quads];
+        transpose_16_keys<quads>(key, 0, row);
+        for (int i = 0; i < rows; ++i) _mm512_storeu_ps(scores + i * kBlock + first, row[i]);
+      };
+      rows <= 4 ? turn(std::integral_constant<int, 1>()) : turn(std::integral_constant<int, 4>());
     }
   }
 
@@ -235,8 +248,8 @@ class Bf16Tiles {
   }
 
   const Problem<Bf16>& problem_;
-  const int64_t rows_, size_, value_size_, out_stride_;
-  Bf16 *q_, *keys_, *weights_;
+  const int64_t size_, value_size_, out_stride_;
+  Bf16 *keys_, *weights_;
   uint32_t* values_;
   float* sums_;
   Block<Bf16> block_;

@@ -38,50 +38,51 @@ class Chains {
   // Rows of a strip, which a block meets together.
   static constexpr int64_t kStrip = kRows;
 
-  static size_t bytes(const Problem<T>& problem, int64_t rows) {
-    const int64_t size = padded(problem.size), value_size = padded(problem.value_size);
-    return Arena::bytes<A>(rows * size) + Arena::bytes<A>(size * kBlock) + Arena::bytes<A>(kBlock * value_size);
+  // Elements of the queries of a tile, zeros at first.
+  using Query = A;
+  static int64_t query_elements(const Problem<T>& problem, int64_t rows) { return rows * padded(problem.size); }
+  // Memory for what one block needs.
+  static size_t bytes(const Problem<T>& problem) {
+    return Arena::bytes<A>(padded(problem.size) * kBlock) + Arena::bytes<A>(kBlock * padded(problem.value_size));
   }
 
-  Chains(const Problem<T>& problem, Arena& arena, int64_t rows)
-      : problem_(problem), rows_(rows), size_(padded(problem.size)), value_size_(padded(problem.value_size)) {
-    q_ = arena.take<A>(rows * size_);
+  Chains(const Problem<T>& problem, Arena& arena)
+      : problem_(problem), size_(padded(problem.size)), value_size_(padded(problem.value_size)) {
     packed_keys_ = arena.take<A>(size_ * kBlock);
     packed_values_ = arena.take<A>(kBlock * value_size_);
   }
 
-  void set_query(int64_t r, const T* query) {
-    copy_widened(query, problem_.q_stride[3], problem_.size, q_ + r * size_, size_);
+  void set_query(A* queries, int64_t r, int64_t, const T* query) const {
+    copy_widened(query, problem_.q_stride[3], problem_.size, queries + r * size_, size_);
   }
 
-  // A block to meet the strips, and how many keys there are behind it that some row of the tile will read.
-  void begin(const Block<T>& block, int64_t keys_behind) {
+  // A block to meet the strips.
+  void begin(const Block<T>& block) {
     block_ = block;
-    behind_ = static_cast<int>(std::clamp<int64_t>(keys_behind, 0, kBlock));
     keys_packed_ = values_packed_ = false;
   }
 
   // scores[i][0 ... seen) of rows r ... r + rows - 1, before their scale.
-  void score(int64_t r, int rows, int seen, A* scores) {
+  void score(const A* queries, int64_t r, int rows, int seen, A* scores) {
     const int64_t stride = problem_.k_stride[2], element = problem_.k_stride[3];
 #if defined(BI_ISA_AVX512)
     if constexpr (sizeof(A) == 4) {
-      if (rows_ == 1 && element == 1) {
+      if (block_.rows == 1 && element == 1) {
         const Ahead next = ahead(block_.keys, problem_.k_stride, problem_.size);
-        return score_one_query(q_, block_.keys, stride, seen, problem_.size, scores, next);
+        return score_one_query(queries, block_.keys, stride, seen, problem_.size, scores, next);
       }
     }
 #endif
     if (!keys_packed_) pack_keys(block_.keys, stride, element, block_.count, problem_.size, packed_keys_);
     keys_packed_ = true;
-    score_block(rows, q_ + r * size_, size_, packed_keys_, seen, problem_.size, scores);
+    score_block(rows, queries + r * size_, size_, packed_keys_, seen, problem_.size, scores);
   }
 
   // out[i] = out[i] * alpha[i] + the first `seen` values, each times its weight, of `rows` rows.
   void accumulate(int rows, int seen, const A* weights, const A* alpha, A* out) {
     const int64_t size = problem_.value_size, stride = problem_.v_stride[2], element = problem_.v_stride[3];
     // Copied when not in rows, or when several strips would widen them.
-    if (element == 1 && (sizeof(T) == sizeof(A) || rows_ <= 2 * kRows)) {
+    if (element == 1 && (sizeof(T) == sizeof(A) || block_.rows <= 2 * kRows)) {
       const Ahead next = ahead(block_.values, problem_.v_stride, size);
       return accumulate_block(rows, weights, alpha, block_.values, stride, seen, size, out, value_size_, next);
     }
@@ -96,16 +97,16 @@ class Chains {
 
   // The keys or values of the block after this one, if they are read only once.
   Ahead ahead(const T* rows, const int64_t (&strides)[4], int64_t size) const {
-    if (rows_ > kRows || strides[3] != 1) return {};
+    if (block_.rows > kRows || strides[3] != 1) return {};
     constexpr int64_t bytes = sizeof(T);
-    return {reinterpret_cast<const char*>(rows + kBlock * strides[2]), strides[2] * bytes, size * bytes, behind_};
+    return {reinterpret_cast<const char*>(rows + kBlock * strides[2]), strides[2] * bytes, size * bytes,
+            static_cast<int>(std::clamp<int64_t>(block_.behind, 0, kBlock))};
   }
 
   const Problem<T>& problem_;
-  const int64_t rows_, size_, value_size_;
-  A *q_, *packed_keys_, *packed_values_;
+  const int64_t size_, value_size_;
+  A *packed_keys_, *packed_values_;
   Block<T> block_;
-  int behind_;
   bool keys_packed_, values_packed_;
 };
 

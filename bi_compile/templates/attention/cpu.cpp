@@ -13,7 +13,7 @@
 
 #include "attention/bf16_tiles.h"
 #include "attention/chains.h"
-#include "attention/tile.h"
+#include "attention/walk.h"
 
 namespace {
 
@@ -89,55 +89,83 @@ std::vector<Span> spans_of(const Problem<T>& problem, int64_t height, std::vecto
   return spans;
 }
 
+// Spans whose tiles walk their keys together.
+struct Company {
+  int64_t first, count;
+};
+
+// Where the heads of a key lie side by side and few rows read them, those of a sample go together: reading one head's
+// part of a page brings the next one's into the cache. As many as leave work for all threads and fit the cache.
+template <class T>
+std::vector<Company> companies_of(const Problem<T>& problem, const std::vector<Span>& spans, bool few_rows, int threads) {
+  constexpr int64_t kCacheBytes = 512 << 10;
+  const int64_t count = static_cast<int64_t>(spans.size());
+  const int64_t block_bytes = kBlock * (problem.size + problem.value_size) * static_cast<int64_t>(sizeof(T));
+  const bool neighbours = problem.k_stride[1] < problem.k_stride[2];
+  const int64_t fitting = kCacheBytes / std::max<int64_t>(block_bytes, 1);
+  const int64_t most = few_rows && neighbours ? std::min(count / threads, fitting) : 1;
+  std::vector<Company> companies;
+  for (int64_t first = 0, end; first < count; first = end) {
+    end = first + 1;
+    while (end < count && end - first < most && spans[end].b == spans[first].b) ++end;
+    companies.push_back({first, end - first});
+  }
+  return companies;
+}
+
 template <class Products, class T>
 void run(const Problem<T>& problem) {
   using A = Acc<T>;
-  using Tile = Tile<T, Products>;
+  using Walk = Walk<T, Products>;
+  using Tile = typename Walk::Tile;
   using Unit = typename Products::Unit;
   const int64_t rows = problem.group() * problem.queries, groups = problem.batch * problem.kv_heads;
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const int64_t height = tile_rows(rows, groups, threads, Products::kStrip), splits = problem.splits();
   std::vector<int64_t> order;
   const std::vector<Span> spans = spans_of(problem, height, order);
-  const int64_t tasks = static_cast<int64_t>(spans.size());
+  const std::vector<Company> companies = companies_of(problem, spans, rows <= Products::kStrip, threads);
+  const int64_t tasks = static_cast<int64_t>(companies.size());
   static thread_local Arena arena;
 
-  const auto tile_of = [&](int64_t task) { return Tile(problem, arena, spans[task]); };
+  const auto walk_of = [&](int64_t task) {
+    return Walk(problem, arena, spans.data() + companies[task].first, companies[task].count);
+  };
   if (tasks >= threads || splits <= 1) {
     for_each_task<Unit>(tasks, threads, [&](int64_t task) {
-      Tile tile = tile_of(task);
-      tile.clear(tile.part);
-      tile.run_split(0, tile.part);
-      if (tile.splits() <= 1) return tile.finish(tile.part);
-      std::swap(tile.part, tile.total);
-      for (int64_t split = 1; split < tile.splits(); ++split) {
-        tile.clear(tile.part);
-        tile.run_split(split, tile.part);
-        tile.merge(tile.total, tile.part);
+      Walk walk = walk_of(task);
+      const auto part = [](Tile& tile) { return tile.part; };
+      walk.run_split(0, part);
+      for (Tile& tile : walk.tiles) std::swap(tile.part, tile.total);
+      for (int64_t split = 1; split < walk.splits(); ++split) {
+        walk.run_split(split, part);
+        for (Tile& tile : walk.tiles)
+          if (split < tile.splits()) tile.merge(tile.total, tile.part);
       }
-      tile.finish(tile.total);
+      for (Tile& tile : walk.tiles) tile.finish(tile.total);
     });
     return;
   }
   // Few rows and many keys: the splits of a tile run side by side and are merged in order, to the same bits.
   const int64_t size = round_up(Tile::state_size(problem, height), kLanes);
   Arena parts;
-  parts.reset(Arena::bytes<A>(tasks * splits * size));
-  A* memory = parts.take<A>(tasks * splits * size);
-  const auto state_of = [&](int64_t task, int64_t split) {
-    return Tile::state_at(problem, spans[task].count, memory + (task * splits + split) * size);
+  parts.reset(Arena::bytes<A>(spans.size() * splits * size));
+  A* memory = parts.take<A>(spans.size() * splits * size);
+  const auto state_of = [&](const Tile& tile, int64_t split) {
+    const int64_t at = (&tile.span() - spans.data()) * splits + split;
+    return Tile::state_at(problem, tile.span().count, memory + at * size);
   };
   for_each_task<Unit>(tasks * splits, threads, [&](int64_t at) {
-    Tile tile = tile_of(at / splits);
-    const State<A> state = state_of(at / splits, at % splits);
-    tile.clear(state);
-    tile.run_split(at % splits, state);
+    Walk walk = walk_of(at / splits);
+    walk.run_split(at % splits, [&](Tile& tile) { return state_of(tile, at % splits); });
   });
   for_each_task<Unit>(tasks, threads, [&](int64_t task) {
-    Tile tile = tile_of(task);
-    const State<A> total = state_of(task, 0);
-    for (int64_t split = 1; split < splits; ++split) tile.merge(total, state_of(task, split));
-    tile.finish(total);
+    Walk walk = walk_of(task);
+    for (Tile& tile : walk.tiles) {
+      const State<A> total = state_of(tile, 0);
+      for (int64_t split = 1; split < splits; ++split) tile.merge(total, state_of(tile, split));
+      tile.finish(total);
+    }
   });
 }
 

@@ -121,23 +121,30 @@ template <class T>
 inline void score_one_query(const float* q, const T* keys, int64_t stride, int count, int64_t size, float* scores,
                             const Ahead& ahead) {
   for (int first = 0; first < count; first += kLanes) {
-    const char* key[kLanes];
-    point_at_keys(keys + first * stride, stride, std::min(kLanes, count - first), key);
+    const int present = std::min(kLanes, count - first);
     for (int j = 0; j < kLanes; ++j) ahead.touch(first + j);
-    __m512 sum = _mm512_setzero_ps();
-    const auto take_in = [&](int64_t d, __m512 x) { sum = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), x, sum); };
-    int64_t d = for_each_element<T, 4>(key, 0, size, take_in);
-    d = for_each_element<T, 1>(key, d, size, take_in);
-    for (; d < size; ++d) {
-      float column[kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        T x;
-        std::memcpy(&x, key[j] + d * sizeof(T), sizeof(T));
-        column[j] = static_cast<float>(x);
+    const auto chain = [&](const auto& key) {
+      __m512 sum = _mm512_setzero_ps();
+      const auto take_in = [&](int64_t d, __m512 x) { sum = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), x, sum); };
+      int64_t d = for_each_element<T, 4>(key, 0, size, take_in);
+      for (d = for_each_element<T, 1>(key, d, size, take_in); d < size; ++d) {
+        float column[kLanes];
+        for (int j = 0; j < kLanes; ++j) {
+          T x;
+          std::memcpy(&x, key[j] + d * sizeof(T), sizeof(T));
+          column[j] = static_cast<float>(x);
+        }
+        take_in(d, _mm512_loadu_ps(column));
       }
-      take_in(d, _mm512_loadu_ps(column));
+      _mm512_storeu_ps(scores + first, sum);
+    };
+    if (present == kLanes) {
+      chain(EvenKeys(reinterpret_cast<const char*>(keys + first * stride), stride * static_cast<int64_t>(sizeof(T))));
+    } else {
+      const char* key[kLanes];
+      point_at_keys(keys + first * stride, stride, present, key);
+      chain(key);
     }
-    _mm512_storeu_ps(scores + first, sum);
   }
 }
 

@@ -2,19 +2,9 @@
 // Low precision is widened exactly: nothing here rounds.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <algorithm>
-#include <type_traits>
-
-#include "attention/vector.h"
+#include "attention/transpose.h"
 
 namespace {
-
-// fp64 computes in fp64, everything else in fp32.
-template <class T>
-using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int kBlock = BI_ATTENTION_KV_BLOCK;
 static_assert(kBlock == 4 * kLanes, "the kernels hold a block of scores as four groups of sixteen lanes");
@@ -65,8 +55,9 @@ inline void copy_widened(const T* from, int64_t stride, int64_t size, A* to, int
   }
 }
 
-// Rows of memory that will be read next. With few queries a block is read once and from afar: asking for it, into
-// the second-level cache, while the block before is computed hides most of the wait. No result depends on it.
+// Rows that will be read next. Few queries read a block once: where it comes from memory, asking for it, into the
+// second-level cache, while the block before is computed hides some of the wait. Where it comes from a cache, asking
+// takes more time than waiting. No result depends on it.
 struct Ahead {
   const char* first = nullptr;
   int64_t stride = 0, bytes = 0;
@@ -78,87 +69,6 @@ struct Ahead {
     for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(at + offset, 0, 2);
   }
 };
-
-#if defined(BI_ISA_AVX512)
-
-// 16 * S bytes at the same place of sixteen keys, transposed: unit[i] holds the i-th 4 bytes of each key. S of 4 is
-// a cache line, all of which is taken at once: keys often lie a power of two apart, where sixteen lines evict
-// each other.
-template <int S>
-BI_INLINE void transpose_16_keys(const char* const (&key)[kLanes], int64_t offset, __m512 (&unit)[4 * S]) {
-  __m512 quad[S][4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) {
-      const auto at = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(key[i] + offset + 16 * s)); };
-      __m512 z = _mm512_castps128_ps512(at(j));
-      z = _mm512_mask_broadcast_f32x4(z, 0x00f0, at(4 + j));
-      z = _mm512_mask_broadcast_f32x4(z, 0x0f00, at(8 + j));
-      quad[s][j] = _mm512_mask_broadcast_f32x4(z, 0xf000, at(12 + j));
-    }
-  }
-#pragma GCC unroll 4
-  for (int s = 0; s < S; ++s) {
-    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[s][0], quad[s][1]));
-    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(quad[s][2], quad[s][3]));
-    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[s][0], quad[s][1]));
-    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(quad[s][2], quad[s][3]));
-    unit[4 * s] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
-    unit[4 * s + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
-    unit[4 * s + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
-    unit[4 * s + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
-  }
-}
-
-// A unit as fp32: itself, or for 2-byte elements those at d (even) and d+1 (odd).
-template <class T>
-BI_INLINE void widen_unit(__m512 unit, __m512 (&wide)[4 / sizeof(T)]) {
-  const __m512i bits = _mm512_castps_si512(unit);
-  if constexpr (sizeof(T) == 4) {
-    wide[0] = unit;
-  } else if constexpr (std::is_same_v<T, c10::Half>) {
-    wide[0] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits));
-    wide[1] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-  } else {
-    wide[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-    wide[1] = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
-  }
-}
-
-// Calls f(i, unit i of the sixteen keys) for i = from, from + 1, ... < units, as far as whole steps of 4 * S units go;
-// returns the first one left out.
-template <int S, class F>
-BI_INLINE int64_t for_each_unit(const char* const (&key)[kLanes], int64_t from, int64_t units, F f) {
-  int64_t first = from;
-  for (; first + 4 * S <= units; first += 4 * S) {
-    __m512 unit[4 * S];
-    transpose_16_keys<S>(key, 4 * first, unit);
-#pragma GCC unroll 16
-    for (int i = 0; i < 4 * S; ++i) f(first + i, unit[i]);
-  }
-  return first;
-}
-
-// The same for elements d = from, from + 1, ...
-template <class T, int S, class F>
-BI_INLINE int64_t for_each_element(const char* const (&key)[kLanes], int64_t from, int64_t size, F f) {
-  constexpr int per_unit = 4 / sizeof(T);
-  return per_unit * for_each_unit<S>(key, from / per_unit, size / per_unit, [&](int64_t i, __m512 unit) {
-           __m512 wide[per_unit];
-           widen_unit<T>(unit, wide);
-           for (int j = 0; j < per_unit; ++j) f(i * per_unit + j, wide[j]);
-         });
-}
-
-// Sixteen keys from `first`, of which `present` exist. An absent one reads the last present one: its score is
-// thrown away.
-template <class T>
-BI_INLINE void point_at_keys(const T* first, int64_t stride, int present, const char* (&key)[kLanes]) {
-  for (int j = 0; j < kLanes; ++j) key[j] = reinterpret_cast<const char*>(first + std::min(j, present - 1) * stride);
-}
-
-#endif
 
 // Keys 0 ... count-1, `stride` apart, each of `size` elements `element` apart, as columns of to[size][kBlock].
 // Columns of absent keys up to the next multiple of 16 are zero, the rest is not written.

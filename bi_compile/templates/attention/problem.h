@@ -29,6 +29,11 @@ struct Problem {
 
   int64_t group() const { return heads / kv_heads; }
   int64_t splits() const { return (keys + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT; }
+  // Keys and values come from memory, not from a cache.
+  bool is_far() const {
+    constexpr int64_t kFarBytes = 48 << 20;
+    return batch * kv_heads * keys * (size + value_size) * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+  }
   // Keys that a query may see, masks apart: causal is aligned to the top left.
   int64_t attended(int64_t query) const { return causal ? std::min(keys, query + 1) : keys; }
 
@@ -90,11 +95,12 @@ struct NoUnit {
   NoUnit() {}
 };
 
-// Keys and values that meet the rows of a tile together.
+// Keys and values that meet the rows of a tile together. behind: keys after them that are worth asking for now.
 template <class T>
 struct Block {
   int count;
   const T *keys, *values;
+  int64_t rows, behind;
 };
 
 }  // namespace

@@ -15,27 +15,50 @@ struct Span {
   int64_t row(int64_t r) const { return order ? order[first + r] : first + r; }
 };
 
-// Products: of queries and keys, and of weights and values, one block at a time: `Chains` or one of its like.
+// What one block needs, for the tiles of a thread one after the other. Products: of queries and keys, and of weights and
+// values, one block at a time: `Chains` or one of its like.
+template <class T, class Products>
+struct Workspace {
+  using A = Acc<T>;
+  static constexpr int64_t kScores = Products::kStrip * kBlock;
+
+  static size_t bytes(const Problem<T>& problem) { return Products::bytes(problem) + 2 * Arena::bytes<A>(kScores); }
+  Workspace(const Problem<T>& problem, Arena& arena)
+      : products(problem, arena), scores(arena.take<A>(kScores)), masks(arena.take<A>(kScores)) {}
+
+  Products products;
+  A *scores, *masks;
+};
+
 template <class T, class Products>
 class Tile {
   using A = Acc<T>;
+  using Query = typename Products::Query;
   static constexpr int64_t kStrip = Products::kStrip;
 
  public:
-  Tile(const Problem<T>& problem, Arena& arena, const Span& span)
+  static size_t bytes(const Problem<T>& problem, int64_t rows) {
+    return Arena::bytes<Query>(Products::query_elements(problem, rows)) +
+           2 * Arena::bytes<A>(state_size(problem, rows));
+  }
+
+  // reads_ahead: asks for the keys and values of the next block while it computes one.
+  Tile(const Problem<T>& problem, Workspace<T, Products>& workspace, Arena& arena, const Span& span, bool reads_ahead)
       : problem_(problem),
+        work_(workspace),
         span_(span),
         b_(span.b),
         kv_head_(span.kv_head),
         rows_(span.count),
         begin_(range(0).begin),
-        products_(problem, with_room(arena, problem, rows_), rows_) {
-    scores_ = arena.take<A>(kStrip * kBlock);
-    masks_ = arena.take<A>(kStrip * kBlock);
+        reads_ahead_(reads_ahead) {
+    const int64_t elements = Products::query_elements(problem, rows_);
+    queries_ = arena.take<Query>(elements);
     part = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
     total = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
+    std::memset(static_cast<void*>(queries_), 0, elements * sizeof(Query));
     for (int64_t r = 0; r < rows_; ++r) {
-      products_.set_query(r, problem.q_row(b_, head(r), query(r)));
+      work_.products.set_query(queries_, r, rows_, problem.q_row(b_, head(r), query(r)));
       attended_ = std::max(attended_, range(r).end);
     }
   }
@@ -49,6 +72,8 @@ class Tile {
     return {maximum, maximum + strips(rows) * kLanes, memory};
   }
 
+  const Span& span() const { return span_; }
+
   // Splits of the row that has most.
   int64_t splits() const {
     return span_.one_split ? 1 : (attended_ - begin_ + BI_ATTENTION_KV_SPLIT - 1) / BI_ATTENTION_KV_SPLIT;
@@ -60,13 +85,14 @@ class Tile {
     std::fill_n(state.sum, strips(rows_) * kLanes, A(0));
   }
 
-  // All blocks of one split into a cleared state.
-  void run_split(int64_t split, State<A> state) {
-    const int64_t begin = begin_ + split * BI_ATTENTION_KV_SPLIT;
-    if (span_.one_split && split > 0) return;
+  // The next block of a split into its state, cleared at first. False if the split has no such block.
+  bool run_block(int64_t split, int64_t block, State<A> state) {
+    if (span_.one_split && split > 0) return false;
+    const int64_t begin = begin_ + split * BI_ATTENTION_KV_SPLIT, first = begin + block * kBlock;
     const int64_t end = span_.one_split ? attended_ : std::min<int64_t>(attended_, begin + BI_ATTENTION_KV_SPLIT);
-    for (int64_t block = begin; block < end; block += kBlock)
-      run_block(block, static_cast<int>(std::min<int64_t>(kBlock, end - block)), state);
+    if (first >= end) return false;
+    take_in(first, static_cast<int>(std::min<int64_t>(kBlock, end - first)), state);
+    return true;
   }
 
   void merge(State<A> into, State<A> from) const {
@@ -103,12 +129,6 @@ class Tile {
   State<A> part, total;
 
  private:
-  static Arena& with_room(Arena& arena, const Problem<T>& problem, int64_t rows) {
-    arena.reset(Products::bytes(problem, rows) + 2 * Arena::bytes<A>(kStrip * kBlock) +
-                2 * Arena::bytes<A>(state_size(problem, rows)));
-    return arena;
-  }
-
   static int64_t strips(int64_t rows) { return (rows + kStrip - 1) / kStrip; }
   int64_t head(int64_t r) const { return kv_head_ * problem_.group() + span_.row(r) % problem_.group(); }
   int64_t query(int64_t r) const { return span_.row(r) / problem_.group(); }
@@ -125,10 +145,10 @@ class Tile {
     return static_cast<A>(maximum + log_positive(sum));
   }
 
-  void run_block(int64_t first, int count, State<A> state) {
-    products_.begin({count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
-                     problem_.v_head(b_, kv_head_) + first * problem_.v_stride[2]},
-                    attended_ - first - kBlock);
+  void take_in(int64_t first, int count, State<A> state) {
+    work_.products.begin({count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
+                          problem_.v_head(b_, kv_head_) + first * problem_.v_stride[2], rows_,
+                          reads_ahead_ ? attended_ - first - kBlock : 0});
     for (int64_t& offset : mask_offset_) offset = -1;
     for (int64_t r = 0; r < rows_; r += kStrip) {
       const int rows = strip_rows(r);
@@ -143,10 +163,10 @@ class Tile {
       if (seen == 0 || !read_masks(first, count, r, rows, attended, mask)) continue;
       const State<A> now = strip(state, r);
       A alpha[kLanes];
-      products_.score(r, rows, seen, scores_);
-      softmax_block(rows, scores_, problem_.scale, problem_.softcap, mask, problem_.mask_lowest, attended, now.maximum,
+      work_.products.score(queries_, r, rows, seen, work_.scores);
+      softmax_block(rows, work_.scores, problem_.scale, problem_.softcap, mask, problem_.mask_lowest, attended, now.maximum,
                     now.sum, alpha);
-      products_.accumulate(rows, seen, scores_, alpha, now.out);
+      work_.products.accumulate(rows, seen, work_.scores, alpha, now.out);
     }
   }
 
@@ -162,10 +182,10 @@ class Tile {
         // Rows often share one mask: slot 0 is looked at first.
         const int slot = mask_offset_[0] == offset ? 0 : i;
         if (mask_offset_[slot] != offset) {
-          mask_empty_[slot] = pack_mask(entries + offset, stride, count, masks_ + slot * kBlock);
+          mask_empty_[slot] = pack_mask(entries + offset, stride, count, work_.masks + slot * kBlock);
           mask_offset_[slot] = offset;
         }
-        mask[i] = masks_ + slot * kBlock;
+        mask[i] = work_.masks + slot * kBlock;
         needed |= !mask_empty_[slot];
       }
     });
@@ -173,11 +193,12 @@ class Tile {
   }
 
   const Problem<T>& problem_;
-  const Span span_;
+  Workspace<T, Products>& work_;
+  const Span& span_;
   const int64_t b_, kv_head_, rows_, begin_;
+  const bool reads_ahead_;
   int64_t attended_ = 0;
-  Products products_;
-  A *scores_, *masks_;
+  Query* queries_;
   int64_t mask_offset_[kStrip];
   bool mask_empty_[kStrip];
 };
