@@ -151,8 +151,13 @@ _abs = _of_one(aten.abs.default)(torch.hypot)
 _reciprocal = _of_one(aten.reciprocal.default)(lambda re, im: divide(1, made_of(re, im)))
 
 
-@_of_one(aten.sgn.default)
-def _sgn(re: Tensor, im: Tensor) -> Tensor:
+@rewrite(aten.sgn.default)
+def _sgn(x: Tensor) -> Any:
+    if not is_complex(
+        x
+    ):  # Inductor has no `sgn`: its own decomposition, which this one replaces, does the same
+        return NotImplemented if x.dtype.is_complex else x.sign()
+    re, im = _parts(x)
     length = torch.hypot(re, im)
     length = torch.where(length == 0, 1, length)
     return made_of(re / length, im / length)

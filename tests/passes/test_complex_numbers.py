@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._inductor.lowering import lowerings
 
 import bi_compile
+from bi_compile.analysis.order import EXACT_POINTWISE, base_name
+from bi_compile.inductor import stock_decompositions
+from bi_compile.pipeline import canonical
 from bi_compile.report import collect
 from tests.bits import assert_same_bits
 from tests.passes.tables import op_names, traced
@@ -111,3 +116,37 @@ def test_complex_numbers_of_half_precision_are_nobodys():
     graph = traced(lambda x: x * 1j, x)
     assert "aten.mul.Tensor" in op_names(graph)
     assert graph.graph.output_node().args[0].meta["val"].dtype == torch.complex32
+
+
+def test_exact_ops_that_inductor_lacks_are_never_left_to_it():
+    """Its own decompositions of them are replaced by ours, and the check of the graph lets them through."""
+    lacking = {
+        op
+        for op in canonical()
+        if op in stock_decompositions() and op not in lowerings and base_name(op) in EXACT_POINTWISE
+    }
+    aten = torch.ops.aten
+    assert lacking == {aten.sgn.default, aten.rsub.Tensor, aten.rsub.Scalar, aten.softshrink.default}
+    for x in (R, R.bfloat16(), (R * 3).long()):
+        for call in (torch.sgn, lambda x: torch.rsub(x, x + 1), lambda x: torch.rsub(x, 2), F.softshrink):
+            if x.is_floating_point() or call is not F.softshrink:
+                assert not op_names(traced(call, x)) & {"aten.sgn", "aten.rsub.Tensor", "aten.rsub.Scalar"}
+                assert "aten.softshrink" not in op_names(traced(call, x))
+
+
+def test_gradients_of_magnitudes_of_real_numbers():
+
+    def gradient(x):
+        x = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(distance(x).sum(), x)
+        return found
+
+    def distance(x):
+        return x.abs() + x.norm(p=1, dim=1, keepdim=True)
+
+    with bi_compile.eager():
+        want = gradient(R)
+    torch.compiler.reset()
+    distance = torch.compile(distance, backend="batch_invariant")
+    for part in (slice(0, 5), slice(2, 3)):
+        assert_same_bits(gradient(R[part]), want[part])
