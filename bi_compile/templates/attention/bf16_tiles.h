@@ -40,13 +40,14 @@ class Bf16Tiles {
     weights_ = arena.take<Bf16>(kSide * kBlock);
   }
 
+  // Elements past the end are zeros. Rows past the end are whatever they were: nobody reads their sums.
   void set_query(Bf16* queries, int64_t r, int64_t rows, const Bf16* query) const {
     const int64_t stride = problem_.q_stride[3];
-    if (!one_strip(rows)) return copy(query, stride, problem_.size, queries + r * size_);
+    if (!one_strip(rows)) return copy_padded(query, stride, queries + r * size_);
     uint32_t* pairs = reinterpret_cast<uint32_t*>(queries) + r;
     int64_t d = 0;
     for (; stride == 1 && d + 2 <= problem_.size; d += 2) std::memcpy(pairs + d / 2 * kSide, query + d, kPair);
-    for (; d < problem_.size; ++d) queries[(d / 2 * kSide + r) * 2 + d % 2] = query[d * stride];
+    for (; d < size_; ++d) queries[(d / 2 * kSide + r) * 2 + d % 2] = d < problem_.size ? query[d * stride] : Bf16(0.0f);
   }
 
   void begin(const Block<Bf16>& block) {
@@ -126,6 +127,12 @@ class Bf16Tiles {
     }
   }
 
+  // A query or a key, with zeros behind it.
+  void copy_padded(const Bf16* from, int64_t stride, Bf16* to) const {
+    copy(from, stride, problem_.size, to);
+    std::memset(static_cast<void*>(to + problem_.size), 0, (size_ - problem_.size) * kElement);
+  }
+
   // Sixteen keys at a time are the rows, and the scores come out transposed.
   void score_keys(const Bf16* queries, int rows, int seen, float* scores) {
     const int64_t stride = problem_.k_stride[2], element = problem_.k_stride[3];
@@ -133,11 +140,7 @@ class Bf16Tiles {
     int64_t bytes = stride * kElement;
     if (element != 1 || size_ != problem_.size || block_.count < kBlock) {
       bytes = size_ * kElement;
-      for (int j = 0; j < block_.count; ++j) {
-        Bf16* to = keys_ + j * size_;
-        copy(block_.keys + j * stride, element, problem_.size, to);
-        std::memset(static_cast<void*>(to + problem_.size), 0, (size_ - problem_.size) * kElement);
-      }
+      for (int j = 0; j < block_.count; ++j) copy_padded(block_.keys + j * stride, element, keys_ + j * size_);
       std::memset(static_cast<void*>(keys_ + block_.count * size_), 0, (kBlock - block_.count) * bytes);
       keys = reinterpret_cast<const char*>(keys_);
     }

@@ -38,7 +38,7 @@ class Chains {
   // Rows of a strip, which a block meets together.
   static constexpr int64_t kStrip = kRows;
 
-  // Elements of the queries of a tile, zeros at first.
+  // Elements of the queries of a tile.
   using Query = A;
   static int64_t query_elements(const Problem<T>& problem, int64_t rows) { return rows * padded(problem.size); }
   // Memory for what one block needs.

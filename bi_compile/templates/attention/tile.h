@@ -52,11 +52,9 @@ class Tile {
         rows_(span.count),
         begin_(range(0).begin),
         reads_ahead_(reads_ahead) {
-    const int64_t elements = Products::query_elements(problem, rows_);
-    queries_ = arena.take<Query>(elements);
+    queries_ = arena.take<Query>(Products::query_elements(problem, rows_));
     part = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
     total = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
-    std::memset(static_cast<void*>(queries_), 0, elements * sizeof(Query));
     for (int64_t r = 0; r < rows_; ++r) {
       work_.products.set_query(queries_, r, rows_, problem.q_row(b_, head(r), query(r)));
       attended_ = std::max(attended_, range(r).end);
