@@ -149,6 +149,17 @@ def test_a_sample_is_the_same_in_any_batch_and_padding(dtype):
 
 
 @EACH_DTYPE
+def test_a_head_is_the_same_among_others_that_take_turns(dtype):
+    q, k, v = inputs(3, 6, 3, 300, 300, 64, 64, dtype)
+    whole = run(q, k, v, is_causal=True)
+    for i in range(3):
+        for head in range(3):
+            own, group = slice(head, head + 1), slice(2 * head, 2 * head + 2)
+            alone = run(q[i : i + 1, group], k[i : i + 1, own], v[i : i + 1, own], is_causal=True)
+            assert_same_bits(alone[0], whole[i, group].contiguous(), f"{i} {head}")
+
+
+@EACH_DTYPE
 @pytest.mark.parametrize("queries", [1, 40])
 def test_padding_on_the_left_is_not_there(dtype, queries):
     q, k, v = inputs(3, 4, 2, queries, 1300, 64, 64, dtype)

@@ -74,6 +74,11 @@ def test_the_oracle_in_each_dtype(dtype):
     check(*inputs(1, 3, 3, 1, 65, 17, 5, dtype))
 
 
+def test_heads_that_come_in_turns():
+    """Nine of them, eight at a time: their tiles, the longest first."""
+    check(*inputs(3, 3, 3, 35, 35, 4, 4, BF16), is_causal=True)
+
+
 @pytest.mark.parametrize("name", ["boolean", "added", "infinite", "shared", "nothing"])
 def test_masks(name):
     for dtype in (FP32, BF16):

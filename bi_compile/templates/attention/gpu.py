@@ -39,9 +39,9 @@ class Tile:
 
     @classmethod
     def of_few(cls, dims: int, programs: int, processors: int, memory: int) -> "Tile | None":
-        """For few rows of one split, `dims` numbers of a key and its value; None where that takes too much.
+        """For few rows without a mask in so many programs; None where that takes too much memory.
 
-        programs: how many there are for so many multiprocessors of so much shared memory.
+        dims: numbers of a key and its value. processors: multiprocessors, each with so much shared memory.
         """
         # Where each has a multiprocessor of its own, or nearly, nothing else hides the latency of its loads.
         stages = min(3 if programs <= 1.2 * processors else 2, (memory - 2**13) // (2 * BLOCK * dims * 2))
@@ -165,8 +165,8 @@ def attention(
     many = batch * kv_heads >= 2 * processors
     tile = None
     if maps and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
-        of_all = batch * kv_heads * splits
-        tile = Tile.of_few(dims + value_dims, of_all, processors, _shared_memory(q))
+        memory = _shared_memory(q)
+        tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
         tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many)
     tiles = triton.cdiv(rows, tile.rows)
@@ -191,8 +191,10 @@ def attention(
     early = _starts_early(q)
     after_ours = {"launch_pdl": True} if early else {}
     k_map, v_map = (_tensor_map(k, dims, tile.keys), _tensor_map(v, value_dims)) if maps else (k, v)
-    # As many heads as leave their keys and values in the cache.
-    together = max(1, min(8, 2**24 // (keys * (size + value_size) * q.element_size())))
+    # 2**together heads leave their keys and values in the cache; a grid takes less than 2**16 times as many.
+    of_cache = max(1, 2**24 // (keys * (size + value_size) * q.element_size()))
+    all_heads = (batch * kv_heads - 1).bit_length()
+    together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
         own_map = _tensor_map(k, dims, tile_here.keys) if maps and tile_here.keys != tile.keys else k_map
@@ -207,11 +209,14 @@ def attention(
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
-            **(after_ours if parallel or apart or careful else {}), **COMPILATION,
+            **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 
     ways = splits if parallel else 1
-    launch((batch * kv_heads * tiles, ways), tile)
+    if tiles > 1:
+        launch((tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together)), tile)
+    else:
+        launch((batch * kv_heads, ways), tile)
     if read is not None and read.own_begins:
         spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps)
         span = BLOCK * max(1, spread.rows // group)
@@ -225,7 +230,7 @@ def attention(
         merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, AT_ONCE=min(16, power_of_two(splits)),
+            FLAGGED=flagged, EARLY=early, AT_ONCE=min(8, power_of_two(splits)),
             # Left to itself, the assembler saves registers by loading later.
             num_warps=1 if block == 1 else 4, maxnreg=255, **after_ours, **COMPILATION,
         )  # fmt: skip

@@ -24,8 +24,8 @@ _STRANGE = tl.constexpr(2)
 
 @triton.jit
 def _strange(out):
-    """Whether anything in out is not finite."""
-    return (tl.sum(tl.sum(out * 0.0, 1), 0) != 0).to(tl.int32)
+    """Whether anything in out is not finite, or so large that a sum of it is not."""
+    return (tl.sum(tl.sum(out, 1) * 0.0, 0) != 0).to(tl.int32)
 
 
 @triton.jit
@@ -87,16 +87,22 @@ def attend(
     TILES tiles anew, BLOCK_M rows at a time. FEW: by `walk_few`. EARLY: the next kernel may be started before
     this one ends, and this one before the last.
 
-    all_heads: batch * kv_heads. IN_TURNS: the tiles of `together` heads come in turns, the longest first.
+    all_heads: batch * kv_heads. IN_TURNS: the tiles of 2**together heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
     a key was met that is not masked.
     """
     if EARLY:
         cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
+        if CAREFUL or APART:
+            cuda.gdc_wait()
     if CAREFUL:
         numbers = tl.program_id(0) * TILES + tl.arange(0, TILES)
         if (tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) & _STRANGE) == 0:
+            return
+    first_head = tl.program_id(0)
+    if IN_TURNS and not (APART or CAREFUL):
+        first_head = (tl.program_id(2) << together) + (first_head & ((1 << together) - 1))
+        if first_head >= all_heads:
             return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
     key = tl.arange(0, BLOCK)
@@ -120,11 +126,7 @@ def attend(
             here = tl.num_programs(0) // all_heads
             head, tile = head // here, head % here
         elif IN_TURNS:
-            band = head // (together * tiles)
-            width = tl.minimum(together, all_heads - band * together)
-            rest = head - band * together * tiles
-            head = band * together + rest % width
-            tile = tiles - 1 - rest // width
+            head, tile = first_head, tiles - 1 - (head >> together)
         batch, kv_head = head // kv_heads, head % kv_heads
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
@@ -143,6 +145,8 @@ def attend(
             v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head
             q_at = own_head * q_head + query.to(tl.int64) * q_row
             q_at = q + far_batch * q_batch + q_at[:, None] + dim[None, :] * q_dim
+            if EARLY and not (CAREFUL or APART):
+                cuda.gdc_wait()
             tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
             mask_rows = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
 

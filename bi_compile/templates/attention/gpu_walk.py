@@ -126,15 +126,13 @@ def _blocks(
                     all_out = tl.where(fresh[:, None], merged[2], all_out)
                     all_seen = tl.where(fresh, merged[3], all_seen)
                     out = tl.where(fresh[:, None], 0.0, out)
-                    if not CAREFUL:
-                        out = out * alpha[:, None]
                     seen = tl.where(fresh, 0, seen)
                 else:
                     all_maximum, all_total, all_out, all_seen = merged
                     # Zeros that the compiler does not know: it would select them in every block.
                     out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
                     seen = tl.zeros((BLOCK_M,), tl.int32)
-            elif not CAREFUL:
+            elif not (CAREFUL or APART):
                 # Not after the branch: that would then come before the scores, and wait for the last values.
                 out = out * alpha[:, None]
         if MAPS:
@@ -151,7 +149,7 @@ def _blocks(
             out = unwanted(p, attended | (p != 0), v, out)
             seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
         else:
-            if not SPLITS:
+            if APART or not SPLITS:
                 out = out * alpha[:, None]
             out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
     return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
