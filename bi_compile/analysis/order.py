@@ -70,10 +70,10 @@ EXACT_FOR_INTEGERS = frozenset(
 """Ops that need an order on floating values and none on integers and booleans."""
 
 PRIMS = frozenset(
-    "convert_element_type iota device_put view_element_type rev broadcast_in_dim "
+    "convert_element_type iota device_put view_element_type rev broadcast_in_dim copy_strided "
     "_make_token _sink_tokens".split()
 )
-"""Exact ops of the `prims` namespace that Inductor's own passes put into graphs."""
+"""Exact ops of the `prims` namespace that decompositions and Inductor's own passes put into graphs."""
 
 
 def is_check(node: fx.Node) -> bool:

@@ -36,7 +36,7 @@ RULES: dict[str, Rule] = {
     **_family(
         arithmetic.cast,
         "_to_copy alias clone contiguous convert_element_type detach device_put lift_fresh lift_fresh_copy "
-        "_assert_tensor_metadata view_as_real view_as_complex view_element_type tril triu",
+        "copy_strided _assert_tensor_metadata view_as_real view_as_complex view_element_type tril triu",
     ),
     **_family(
         arithmetic.creation,

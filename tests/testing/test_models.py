@@ -350,6 +350,10 @@ FOUND = {
         False,
     ),
     "subnormal": (RandomModel((7,), (("erf", (0,) * 6),), kind="subnormal"), False),
+    "a copy that keeps strides": (
+        RandomModel((2, 3), (("transpose", (0,) * 6), ("index_fill", (0,) * 6))),
+        False,
+    ),
     "stock's error depends on the batch": (RandomModel((3,), (("pow", (0,) * 6),), kind="wide"), False),
 }
 """What campaigns found, shrunk: the model, and whether it is one of gradients."""
