@@ -79,6 +79,23 @@ def test_compiled_is_eager_forward_and_backward_for_any_batch():
     assert {"bi_compile.cumsum", "bi_compile.cumprod", "bi_compile.logcumsumexp"} <= set(report.canonical)
 
 
+def test_control_gradients_of_stock_graphs_are_not_those_of_stock_eager():
+    """On the CPU stock eager scans rows in order, whatever the batch; its graphs round gradients otherwise."""
+    torch.compiler.reset()
+    x = order_sensitive(9, 33, generator=torch.Generator().manual_seed(3))
+
+    def gradient(function):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf / 256)
+        (out * out.detach()).sum().backward()
+        return leaf.grad
+
+    def scan(x):
+        return x.logcumsumexp(1)
+
+    assert not torch.equal(gradient(torch.compile(scan)), gradient(scan))
+
+
 def test_cummax_is_fixed_by_its_definition():
     x = torch.tensor([1.0, 3.0, 3.0, float("nan"), 5.0, float("nan")])
     for rows in (x[None], x.expand(7, 6), x.repeat(5, 1).t().contiguous().t()):

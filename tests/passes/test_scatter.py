@@ -140,6 +140,20 @@ def test_compiled_is_eager_forward_and_backward_for_any_batch():
     assert not report.left_alone
 
 
+def test_control_stock_graphs_and_stock_eager_do_not_agree():
+    """Stock eager adds in order on the CPU and rounds each time; its graphs round bf16 otherwise."""
+    torch.compiler.reset()
+    x, index = order_sensitive(9, 40, dtype=torch.bfloat16), torch.randint(0, 7, (9, 40))
+
+    def add(x):
+        return x.new_zeros(9, 7).scatter_add(1, index, x)
+
+    assert not torch.equal(torch.compile(add)(x), add(x))
+    compiled = torch.compile(add, backend="batch_invariant")(x)
+    with bi_compile.eager():
+        assert_same_bits(compiled, add(x))
+
+
 def test_plain_scatters_of_unique_indices_are_exact_in_compiled_graphs():
     torch.compiler.reset()
 
