@@ -9,8 +9,10 @@ import torch
 from torch import fx
 
 from bi_compile import inductor
+from bi_compile.analysis.arithmetic import matrices, transform
 from bi_compile.analysis.flow import BatchFlow, Finding
 from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_check, is_order_free
+from bi_compile.analysis.rules import rule_of
 from bi_compile.errors import (
     BatchMixingError,
     UnsupportedDeviceError,
@@ -84,7 +86,8 @@ def _shown_op(node: fx.Node, kind: str) -> str:
 
 
 def _unsupported(node: fx.Node, reason: str) -> UnsupportedOpError | UnsupportedDtypeError:
-    if unsupported := [t.dtype for t in _tensors(node) if t.dtype.is_complex]:
+    unsupported = [t.dtype for t in _tensors(node) if t.dtype.is_complex]
+    if unsupported and not _runs_sample_by_sample(node):
         return UnsupportedDtypeError(str(node.target), str(unsupported[0]), _SUPPORTED)
     return UnsupportedOpError(str(node.target), **_place(node), reason=reason)
 
@@ -155,7 +158,18 @@ def _reason(node: fx.Node) -> str:
             "its random numbers depend on the position in the batch; if this is dropout, call model.eval() "
             'or set options={"dropout": "per_sample"}'
         )
+    if _runs_sample_by_sample(node):
+        return (
+            "it runs sample by sample, and the batch could not be followed to it; in gradients it never can: "
+            "compute what needs none under torch.no_grad()"
+        )
     return "its result may depend on an order of evaluation that nobody has fixed"
+
+
+def _runs_sample_by_sample(node: fx.Node) -> bool:
+    """Whether an op is isolated wherever the batch can be followed to it."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and rule_of(target) in (transform, matrices)
 
 
 def _refuse_narrow(node: fx.Node) -> None:

@@ -1,4 +1,4 @@
-"""layer_norm, rms_norm, group_norm and batch_norm in evaluation -> one row tree or plain pointwise ops."""
+"""layer_norm, rms_norm, group_norm, batch_norm in evaluation, weight_norm -> row trees or pointwise ops."""
 
 from typing import Any
 
@@ -88,5 +88,15 @@ def _normalise(
     return y.to(x.dtype), empty, empty.clone()
 
 
-REWRITES = (*_layer_norm, *_rms_norm, *_group_norm, *_batch_norm_eval)
+@rewrite(aten._weight_norm_interface_backward.default)
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norm: Tensor, dim: int) -> Any:
+    """Of w = g * v / norm, the norm of v over all dims but one."""
+    over = [i for i in range(v.dim()) if i != dim]
+    sent, direction, norm = _opmath(grad), _opmath(v), _opmath(norm)
+    share = bi.sum(sent * direction, over, True) / norm
+    grad_v = (sent - direction * (share / norm)) * (_opmath(g) / norm)
+    return grad_v.to(v.dtype), share.to(g.dtype)
+
+
+REWRITES = (*_layer_norm, *_rms_norm, *_group_norm, *_batch_norm_eval, *_weight_norm_backward)
 KEPT_WHOLE = _batch_norm

@@ -134,11 +134,20 @@ def test_what_parameters_alone_determine_is_run_once():
     assert_batch_invariant(torch.compile(Filter(), backend="batch_invariant"), X, sizes=(1, 3), trials=1)
 
 
+def test_gradients_are_refused_by_name_and_say_why():
+    torch.compiler.reset()
+    x = X.clone().requires_grad_()
+    compiled = torch.compile(lambda x: torch.fft.rfft(x).real, backend="batch_invariant")
+    with pytest.raises(Exception, match=r"_fft_\w+\.default has no batch-invariant lowering") as refused:
+        compiled(x).sum().backward()
+    assert "in gradients it never can" in str(refused.value)
+
+
 def test_an_input_only_guessed_to_be_shared_is_not_run_as_a_whole():
     torch.compiler.reset()
     fn = lambda x, other: x + torch.fft.fft(other).real.sum()  # noqa: E731
     other = torch.randn(3, 4)
-    with pytest.raises(Exception, match=r"does not support torch.complex64"):
+    with pytest.raises(Exception, match=r"_fft_\w+\.default has no batch-invariant lowering"):
         torch.compile(fn, backend="batch_invariant")(X, other)
     torch.compiler.reset()
     torch.compile(fn, backend="batch_invariant")(X, bi_compile.mark_batch(other, None))

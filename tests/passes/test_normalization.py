@@ -11,6 +11,17 @@ from tests.passes.tables import check_left_alone, check_rewritten, traced
 X = torch.randn(3, 5, 7) * 2
 W = torch.rand(7) + 0.5
 
+
+def weight_norm(x, dim):
+    """Weights and the gradients of their direction and length."""
+    over = [i for i in range(x.dim()) if i != dim]
+    with torch.enable_grad():
+        v = x.detach().requires_grad_()
+        g = (x.detach().square().sum(over, keepdim=True) + 1).requires_grad_()
+        out = torch._weight_norm(v, g, dim)
+        return out, *torch.autograd.grad(out.square().sum() / 64, (v, g))
+
+
 REWRITTEN = {
     "layer_norm": (lambda x, w: F.layer_norm(x, (7,), w, w), (X, W), {"bi_compile.layer_norm"}),
     "layer_norm over two dims": (lambda x: F.layer_norm(x, (5, 7)), (X,), {"bi_compile.layer_norm"}),
@@ -32,6 +43,9 @@ REWRITTEN = {
         (X, W),
         set(),
     ),
+    "weight_norm": (lambda x: weight_norm(x, 0), (X,), {"bi_compile.sum"}),
+    "weight_norm, last dim": (lambda x: weight_norm(x, 2), (X,), {"bi_compile.sum"}),
+    "weight_norm of everything": (lambda x: weight_norm(x, -1), (X,), {"bi_compile.sum"}),
     "gradient of layer_norm": (
         lambda x, w: torch.ops.aten.native_layer_norm_backward(
             x, x, [7], x.mean(-1, keepdim=True), x.mean(-1, keepdim=True), w, w, [True, True, True]

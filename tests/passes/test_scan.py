@@ -80,7 +80,7 @@ def test_compiled_is_eager_forward_and_backward_for_any_batch():
 
 
 def test_control_gradients_of_stock_graphs_are_not_those_of_stock_eager():
-    """On the CPU stock eager scans rows in order, whatever the batch; its graphs round gradients otherwise."""
+    """On the CPU stock eager scans rows in order, whatever the batch; its graphs round gradients anew."""
     torch.compiler.reset()
     x = order_sensitive(9, 33, generator=torch.Generator().manual_seed(3))
 
