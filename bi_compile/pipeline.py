@@ -19,6 +19,7 @@ from bi_compile.passes import (
     grid_sampling,
     interpolation,
     normalization,
+    padding,
     pointwise,
     pooling,
     pooling_gradients,
@@ -38,6 +39,7 @@ PIPELINE = (
     softmax,  # likewise
     pooling,  # windows, by sums or elementwise chains
     pooling_gradients,  # likewise
+    padding,  # gradients alone, by additions
     interpolation,  # between pixels, by sums and by additions to them
     grid_sampling,  # places between pixels, by gathers, and by additions to them
     reduction,  # what is left of sums, maxima and variances
