@@ -18,6 +18,9 @@ LAYERS = {
     "ResNet 3x3, 512": ((512, 7, 7), (512, 512, 3, 3), 1, 1, 1),
     "ResNet 1x1": ((256, 56, 56), (64, 256, 1, 1), 1, 0, 1),
     "ViT patches": ((3, 224, 224), (768, 3, 16, 16), 16, 0, 1),
+    "MobileNet depthwise": ((384, 14, 14), (384, 1, 3, 3), 1, 1, 384),
+    "EfficientNet depthw.": ((480, 14, 14), (480, 1, 5, 5), 1, 2, 480),
+    "Mamba, 4 taps": ((1536, 2048), (1536, 1, 4), 1, 3, 1536),
     "ConvNeXt depthwise": ((192, 28, 28), (192, 1, 7, 7), 1, 3, 192),
     "VAE 3x3": ((128, 128, 128), (128, 128, 3, 3), 1, 1, 1),
     "wav2vec 2": ((512, 3000), (512, 512, 3), 2, 0, 1),
@@ -47,9 +50,10 @@ def main() -> None:
                 )
                 short = str(dtype).removeprefix("torch.")
                 print(f"{name:20} {short:9} {batch:5} {a:9.1f} {b:9.1f} {ratio:6.2f}", flush=True)
-                if "--tiles" not in sys.argv:
+                if "--tiles" not in sys.argv or groups > 1 or kernel[2:] == (1, 1):
                     continue
-                for tile in gpu_tiles.shipped(device.processor(0), dtype):
+                for shipped in gpu_tiles.shipped(device.processor(0), dtype):
+                    tile = gpu_tiles.whole(shipped, dtype, kernel[1])
                     call = functools.partial(gpu.convolution, x, w, bias, *arguments, tile=tile)
                     print(f"    {1e3 * do_bench_cudagraph(call, rep=5):9.1f}  {tuple(tile)}", flush=True)
 

@@ -9,7 +9,7 @@ from tests.bits import assert_same_bits, order_sensitive, same_bits
 from tests.templates.convolution_layers import LAYERS, layer
 
 if torch.cuda.is_available():
-    from bi_compile.templates.convolution import gpu, gpu_oracle, gpu_tiles
+    from bi_compile.templates.convolution import gpu, gpu_depthwise, gpu_oracle, gpu_tiles, oracle
     from bi_compile.templates.gpu import device
 
 bi = torch.ops.bi_compile
@@ -39,19 +39,31 @@ def test_equals_the_oracle(name):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("inputs", [40, 520], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("inputs", [40, 64, 512], ids=["taps share a block", "one chunk", "chunks"])
 def test_is_the_product_of_weights_and_windows_in_every_tile(dtype, inputs):
     x, w, bias = (
         order_sensitive(*s, dtype=dtype).cuda() for s in ((5, inputs, 11, 9), (80, inputs, 3, 3), (80,))
     )
-    windows = F.unfold(x, 3, padding=1)
-    a, c = w.reshape(1, 80, -1).expand(5, 80, inputs * 9), bias.reshape(1, 80, 1)
+    windows = F.unfold(x, 3, padding=1).unflatten(1, (inputs, 9)).transpose(1, 2).flatten(1, 2)
+    a, c = w.movedim(1, -1).reshape(1, 80, -1).expand(5, 80, inputs * 9), bias.reshape(1, 80, 1)
     expected = bi.baddbmm(c, a, windows).reshape(5, 80, 11, 9)
     arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     assert_same_bits(bi.convolution(x, w, bias, *arguments), expected, "chosen")
     for tile in gpu_tiles.shipped(device.processor(torch.cuda.current_device()), dtype):
         assert_same_bits(gpu.convolution(x, w, bias, *arguments, tile=tile), expected, f"{tile}")
         assert_same_bits(gpu.convolution(x[3:4], w, bias, *arguments, tile=tile), expected[3:4], f"{tile}")
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("name", [name for name in LAYERS if "depthwise" in name])
+def test_depthwise_ones_have_the_bits_of_the_cpu_in_every_block(name, dtype):
+    x, w, bias, arguments = layer(name, 5, dtype)
+    expected = oracle.convolution(x, w, bias, *arguments)
+    on_device = [t.cuda() for t in (x, w, bias)]
+    assert_same_bits(bi.convolution(*on_device, *arguments).cpu(), expected, "chosen")
+    for block in ((128, 1, 4), (64, 2, 2), (128, 4, 4), (256, 8, 4)):
+        found = gpu.convolution(*on_device, *arguments, tile=gpu_depthwise.Block(*block))
+        assert_same_bits(found.cpu(), expected, f"{block}")
 
 
 @EACH_LAYER

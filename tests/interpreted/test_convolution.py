@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from bi_compile import numerics
-from tests.bits import assert_same_bits
+from tests.bits import assert_same_bits, order_sensitive
 from tests.interpreted import interpreter
 from tests.templates.convolution_layers import LAYERS, layer
 
 from bi_compile.templates.contraction import gpu as contraction  # isort: skip
 from bi_compile.templates.convolution import gpu, gpu_oracle, gpu_tiles  # isort: skip
+from bi_compile.templates.convolution.gpu_depthwise import Block  # isort: skip
 from bi_compile.templates.gpu import device  # isort: skip
 from tests.interpreted.test_contraction import dot  # isort: skip
 
@@ -40,7 +41,7 @@ def small(name: str, samples: int, dtype: torch.dtype):
     return x[(..., *map(slice, spans))], w, bias, arguments
 
 
-@pytest.mark.parametrize(("name", "dtype"), list(zip(LAYERS, [BF16, FP32, FP16] * 4, strict=True)), ids=str)
+@pytest.mark.parametrize(("name", "dtype"), list(zip(LAYERS, [BF16, FP32, FP16] * 5, strict=False)), ids=str)
 def test_equals_the_oracle(name, dtype):
     x, w, bias, arguments = small(name, 2, dtype)
     expected = gpu_oracle.convolution(x, w, bias, *arguments)
@@ -53,13 +54,28 @@ def test_tiles_change_no_bit(dtype):
     expected = gpu.convolution(x, w, bias, *arguments)
     for tile in gpu_tiles.shipped(AMPERE, dtype):
         assert_same_bits(gpu.convolution(x, w, bias, *arguments, tile=tile), expected, f"{tile}")
+    # Blocks of K of one tap and of several.
+    x, w, bias = (order_sensitive(*s, dtype=dtype) for s in ((1, 32, 4, 5), (20, 32, 3, 3), (20,)))
+    arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    expected = gpu_oracle.convolution(x, w, bias, *arguments)
+    for tile in {*gpu_tiles.shipped(AMPERE, dtype), gpu_tiles.Tile(16, 64, 16 if dtype == BF16 else 32, 4)}:
+        assert_same_bits(gpu.convolution(x, w, bias, *arguments, tile=tile), expected, f"{tile}")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("name", ["depthwise", "depthwise, stride", "transposed, depthwise", "depthwise, 1d"])
+def test_depthwise_ones_have_the_bits_of_the_cpu_in_every_block(name, dtype):
+    x, w, bias, arguments = small(name, 2, dtype)
+    expected = torch.ops.bi_compile.convolution(x, w, bias, *arguments)
+    for block in (Block(16, 1, 4), Block(32, 2, 4), Block(16, 4, 4)):
+        assert_same_bits(gpu.convolution(x, w, bias, *arguments, tile=block), expected, f"{block}")
 
 
 def test_fp64_is_the_product_of_weights_and_windows(monkeypatch):
     x, w, bias = (torch.randn(*shape, dtype=FP64) for shape in ((2, 2, 3, 5), (5, 2, 3, 3), (5,)))
     monkeypatch.setattr(numerics, "CONTRACTION_CHUNK", 8)
-    windows = torch.nn.functional.unfold(x, 3, padding=1)
-    a = w.reshape(1, 5, 18).expand(2, 5, 18)
+    windows = torch.nn.functional.unfold(x, 3, padding=1).unflatten(1, (2, 9)).transpose(1, 2).flatten(1, 2)
+    a = w.movedim(1, -1).reshape(1, 5, 18).expand(2, 5, 18)
     expected = contraction.baddbmm(bias.reshape(1, 5, 1), a, windows).reshape(2, 5, 3, 5)
     arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     assert_same_bits(gpu.convolution(x, w, bias, *arguments), expected)

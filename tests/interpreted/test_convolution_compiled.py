@@ -1,4 +1,4 @@
-"""The shipped convolutions as compiled for GPUs: the order of matrix products w x windows of x, no spills."""
+"""The shipped convolutions as compiled for GPUs: the order of products w x windows, no spills in loops."""
 
 import json
 from importlib.util import find_spec
@@ -17,14 +17,16 @@ from bi_compile.templates.gpu import ahead
 from bi_compile.templates.gpu.device import Processor
 
 capability, dtype, rows = {capability}, torch.{dtype}, []
-for tile in gpu_tiles.shipped(Processor(capability, 132, 101376), dtype):
+for tile in gpu_tiles.shipped(Processor(capability, 132, {limit}), dtype):
     for chunked in {chunked}:
-        used = ahead.resources(gpu_certificates.compile_convolution(tile, dtype, capability, chunked))
+        compiled = gpu_certificates.compile_convolution(tile, dtype, capability, chunked)
+        used = ahead.resources(compiled)
+        in_loop = ahead.spills_in_innermost_loops(compiled) if used.spilled else 0
         try:
             order = str(gpu_certificates.order(tile, dtype, capability, chunked))
         except ValueError as error:
             order = str(error)
-        rows.append([list(tile), chunked, order, used.spilled, used.shared_memory])
+        rows.append([list(tile), chunked, order, in_loop, used.shared_memory])
 print(json.dumps(rows))
 """
 CHAIN = "chain16[{}](0; w*x)"
@@ -48,12 +50,42 @@ ORDERS = {
     ],
 )
 def test_every_shipped_tile(capability, dtype, chunked):
-    rows = json.loads(run_compiled(_TABLE.format(capability=capability, dtype=dtype, chunked=chunked)))
+    limit = 101376 if capability < 90 else 232448
+    program = _TABLE.format(capability=capability, dtype=dtype, chunked=chunked, limit=limit)
+    rows = json.loads(run_compiled(program))
     assert rows
-    for tile, chunks, order, spilled, shared_memory in rows:
-        assert spilled == 0, tile
-        assert shared_memory <= 101376, tile
+    for tile, chunks, order, spilled_in_loop, shared_memory in rows:
+        assert spilled_in_loop == 0, tile
+        assert shared_memory <= limit, tile
         if capability < 100:
             assert order == ORDERS[dtype, chunks], tile
         else:
             assert order == "sums in Blackwell's tensor memory are not followed"
+
+
+_DEPTHWISE = """
+import json
+import torch
+from bi_compile.templates.convolution import gpu_certificates as certificates
+from bi_compile.templates.convolution.gpu_depthwise import Block
+from bi_compile.templates.gpu import ahead
+
+found = []
+for block in (Block(64, 1, 2), Block(128, 4, 4)):
+    order = str(certificates.order_depthwise(block, torch.bfloat16, {capability}))
+    used = ahead.resources(certificates.compile_depthwise(block, torch.bfloat16, {capability}, 5))
+    found.append([order, used.spilled])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_depthwise_ones_are_one_chain_of_taps(capability):
+    chain = "0"
+    for _ in range(4):
+        chain = f"fma(f32(x), f32(w), {chain})"
+    rows = json.loads(run_compiled(_DEPTHWISE.format(capability=capability)))
+    for order, spilled in rows:
+        assert f"bf16(add(f32(bias), {chain}))" in order, order
+        assert order == rows[0][0]
+        assert spilled == 0

@@ -21,8 +21,10 @@ The tree of one output element, whatever N, its position in the batch, strides, 
        same chain: a convolution in bf16 has no pairs, unlike `mm`.
     3. + bias, rounded; then one rounding to the dtype. Every NaN is the same quiet NaN.
 
-On CUDA devices steps 1 and 3 are the same. Step 2 is there the tree of `bi_compile::mm` in every dtype, of
-weights [outputs, K] x windows [K, positions] (see templates/contraction); `gpu_oracle.py` spells it.
+On CUDA devices step 3 is the same, and so is all of it for depthwise convolutions: one input channel a group,
+several groups and at most `numerics.CONTRACTION_CHUNK` taps. Otherwise products are numbered there by (tap,
+input channel), and step 2 is the tree of `bi_compile::mm` in every dtype, of weights [outputs, K] x windows
+[K, positions] (see templates/contraction); `gpu_oracle.py` spells it.
 
 Raises UnsupportedDtypeError for other dtypes.
 """

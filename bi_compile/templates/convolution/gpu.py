@@ -14,7 +14,10 @@ import triton
 
 from bi_compile import numerics
 from bi_compile.templates.contraction.gpu import product as matrix_product
+from bi_compile.templates.contraction.gpu_configs import PRECISION
+from bi_compile.templates.convolution import gpu_depthwise
 from bi_compile.templates.convolution import gpu_kernels as kernels
+from bi_compile.templates.convolution.gpu_layout import channels_last
 from bi_compile.templates.convolution.gpu_sides import (
     ABSENT,
     Side,
@@ -31,12 +34,6 @@ from bi_compile.templates.registry import implements
 Tensor = torch.Tensor
 
 _DIMS = 3
-_PRECISION = {
-    torch.float32: "tf32x3",
-    torch.float64: "fma",
-    torch.bfloat16: "ieee",
-    torch.float16: "ieee",
-}
 
 
 @implements("convolution")
@@ -51,9 +48,9 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
     *,
-    tile: Tile | None = None,
+    tile: Tile | gpu_depthwise.Block | None = None,
 ) -> Tensor:
-    """tile: instead of the chosen one, for tests and tuning."""
+    """tile: instead of the chosen one, for tests and tuning; a block where the convolution is depthwise."""
     single = groups == 1 and {*w.shape[2:]} == {1} and not any((*padding, *output_padding))
     if tile is None and single and (not transposed or {*stride} == {1}):
         return _of_single_taps(x, w, bias, stride, transposed)
@@ -62,13 +59,14 @@ def convolution(
         x.device.index, x.dtype, x.shape, w.shape, bias is not None, *lists, transposed, groups, tile
     )
     out = x.new_empty(plan.shape)
-    x = _padded(x, plan.around)
     added = out if bias is None else bias.contiguous()
     # [groups, outputs, inputs, *kernel]
     w = w.unflatten(0, (groups, w.shape[0] // groups))
     w = w.transpose(1, 2) if transposed else w
+    x = x.contiguous() if plan.around is None else channels_last(x, plan.around)
     for taps, launch in plan.launches:
-        launch(x, w[taps].contiguous(), added, out)
+        weights = w[taps].flatten(0, 1)
+        launch(x, weights.contiguous() if plan.around is None else channels_last(weights), added, out)
     return out
 
 
@@ -83,24 +81,13 @@ def _of_single_taps(
     return found.view(*found.shape[:2], *x.shape[2:])
 
 
-def _padded(x: Tensor, around: Sequence[tuple[int, int]]) -> Tensor:
-    """x, contiguous, among zeros."""
-    if not any(map(any, around)):
-        return x.contiguous()
-    sizes = [sum(zeros) + size for zeros, size in zip(around, x.shape[2:], strict=True)]
-    padded = x.new_zeros((*x.shape[:2], *sizes))
-    inner = [slice(before, before + size) for (before, _), size in zip(around, x.shape[2:], strict=True)]
-    padded[(..., *inner)] = x
-    return padded
-
-
 class _Plan(NamedTuple):
     """How a convolution of given shapes is launched."""
 
     shape: tuple[int, ...]
     """Of the result."""
-    around: list[tuple[int, int]]
-    """Zeros before and after each dimension of the input."""
+    around: list[tuple[int, int]] | None
+    """Zeros before and after each dimension of the input; none for a depthwise convolution, not even []."""
     launches: list[tuple[tuple[Any, ...], Launch]]
     """With the part of the kernel that each takes."""
 
@@ -118,7 +105,7 @@ def _plan(
     output_padding: tuple[int, ...],
     transposed: bool,
     groups: int,
-    tile: Tile | None,
+    tile: Any,
 ) -> _Plan:
     dims = zip(x_shape[2:], w_shape[2:], stride, padding, dilation, strict=True)
     if transposed:
@@ -128,13 +115,15 @@ def _plan(
         sides = [[side] for side in starmap(of_convolution, dims)]
         outputs = w_shape[0] // groups
     shape = (x_shape[0], groups * outputs, *(side[0].out_size for side in sides))
-    around = [zeros_around(side) for side in sides]
-    sides = [[s.padded(*zeros) for s in side] for side, zeros in zip(sides, around, strict=True)]
+    depthwise = gpu_depthwise.is_depthwise(x_shape[1] // groups, groups, w_shape[2:])
+    around = None if depthwise else [zeros_around(side) for side in sides]
+    if around is not None:
+        sides = [[s.padded(*zeros) for s in side] for side, zeros in zip(sides, around, strict=True)]
     channels = (x_shape[0], groups, x_shape[1] // groups, outputs)
     launches = [
         ((..., *(side.met for side in chosen)), launch)
         for chosen in product(*sides)
-        if (launch := _launch(index, dtype, *channels, chosen, bias, tile)) is not None
+        if (launch := _launch(index, dtype, *channels, chosen, bias, depthwise, tile)) is not None
     ]
     return _Plan(shape, around, launches)
 
@@ -148,46 +137,55 @@ def _launch(
     outputs: int,
     sides: tuple[Side, ...],
     bias: bool,
-    tile: Tile | None,
+    depthwise: bool,
+    tile: Any,
 ) -> Launch | None:
     """inputs and outputs: of a group. None where nothing is to be computed."""
     sides = (ABSENT,) * (_DIMS - len(sides)) + sides
     positions = math.prod(side.outputs for side in sides)
     rows = samples * positions
-    volume = groups * inputs * math.prod(side.size for side in sides)
+    most = groups * max(
+        inputs * math.prod(side.size for side in sides), outputs * math.prod(side.out_size for side in sides)
+    )
     if rows * groups * outputs == 0:
         return None
-    k = inputs * math.prod(side.taps for side in sides)
-    tile = tile or choose(device.processor(index), dtype, groups, outputs, rows, k)
-    double = dtype == torch.float64
-    chunk = numerics.CONTRACTION_CHUNK if double else numerics.contraction_gpu_chunk(dtype.itemsize)
-    assert chunk % tile.block_k == 0, "a block of K would reach into the next chunk"
     sizes = [side.out_size for side in sides]
     steps = [math.prod(sizes[d + 1 :]) for d in range(_DIMS)]
     arguments = {
-        "samples": samples,
-        "groups": groups,
-        "inputs": inputs,
-        "outputs": outputs,
-        "K": k,
         **_numbered("size", [side.size for side in sides]),
         **_numbered("grid", [side.outputs for side in sides]),
         **_numbered("first", [side.first for side in sides]),
         **_numbered("out", [side.out_step * step for side, step in zip(sides, steps, strict=True)]),
         "out_first": sum(side.out_first * step for side, step in zip(sides, steps, strict=True)),
+        "outputs": outputs,
         "out_volume": math.prod(sizes),
         "TAPS": tuple(max(1, side.taps) for side in sides),
         "STRIDE": tuple(side.stride for side in sides),
         "DILATION": tuple(side.dilation for side in sides),
         "BIAS": bias,
-        "WIDE": (tile.block_at // positions + 2) * volume >= 2**31,
+    }
+    processor = device.processor(index)
+    if depthwise:
+        block = tile or gpu_depthwise.choose(processor, sides, samples * groups * outputs)
+        return gpu_depthwise.launch(arguments, sides, samples, groups, outputs, block)
+    k = inputs * math.prod(side.taps for side in sides)
+    tile = tile or choose(processor, dtype, groups, inputs, outputs, rows, k)
+    double = dtype == torch.float64
+    chunk = numerics.CONTRACTION_CHUNK if double else numerics.contraction_gpu_chunk(dtype.itemsize)
+    assert chunk % tile.block_k == 0, "a block of K would reach into the next chunk"
+    arguments |= {
+        "samples": samples,
+        "groups": groups,
+        "inputs": inputs,
+        "K": k,
+        "WIDE": max((tile.block_at // positions + 2) * most, groups * outputs * k) >= 2**31,
         "CHUNK": chunk,
         "CHUNKED": k > chunk,
-        "EVEN_K": k % tile.block_k == 0,
+        "WHOLE": inputs % tile.block_k == 0,
         "BLOCK_OUT": tile.block_out,
         "BLOCK_AT": tile.block_at,
         "BLOCK_K": tile.block_k,
-        "PRECISION": _PRECISION[dtype],
+        "PRECISION": PRECISION[dtype],
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         **COMPILATION,

@@ -19,13 +19,30 @@ class Tile(NamedTuple):
     warps: int
     stages: int = 3
 
+    def shared_memory(self, element_size: int) -> int:
+        """Bytes of the blocks in flight, and some for barriers."""
+        return self.stages * (self.block_out + self.block_at) * self.block_k * element_size + 256
 
-# Measured on an H100 with triton 3.6.0: 12 layers of usual networks at batch 1 and 32.
-TILES = (Tile(16, 64, 32, 4), Tile(32, 64, 64, 4), Tile(64, 64, 64, 4), Tile(128, 64, 64, 8))
-# Before Hopper: those that spill nothing there. Not measured.
+
+# Measured on an H100 with triton 3.6.0: 8 layers of usual networks at batch 1 and 32. Small ones first.
+TILES = (
+    Tile(16, 64, 128, 4),
+    Tile(64, 32, 128, 4),
+    Tile(64, 64, 64, 4, 4),
+    Tile(64, 128, 64, 4, 4),
+    Tile(128, 64, 64, 4, 4),
+    Tile(128, 128, 64, 8, 4),
+)
+# Before Hopper. Not measured.
 TILES_BEFORE_90 = (Tile(16, 64, 32, 4), Tile(32, 64, 32, 4), Tile(64, 64, 32, 4), Tile(128, 64, 64, 8))
 _K32 = numerics.CONTRACTION_GPU_FP32_BLOCK
-TILES_FP32 = (Tile(16, 32, _K32, 4), Tile(16, 64, _K32, 4), Tile(32, 64, _K32, 4))
+TILES_FP32 = (
+    Tile(16, 32, _K32, 4),
+    Tile(16, 64, _K32, 4),
+    Tile(32, 64, _K32, 4),
+    Tile(64, 32, _K32, 4),
+    Tile(64, 64, _K32, 4),
+)
 TILES_FP64 = (Tile(16, 32, 1, 4),)
 
 
@@ -34,26 +51,43 @@ def shipped(processor: Processor, dtype: torch.dtype) -> tuple[Tile, ...]:
     tiles = TILES if processor.capability >= 90 else TILES_BEFORE_90
     tiles = {torch.float32: TILES_FP32, torch.float64: TILES_FP64}.get(dtype, tiles)
     # On Blackwell a tile of 64 rows is summed in tensor memory, a smaller one by another family of
-    # instructions that nobody has compared there; fp32 has small ones alone.
-    one_family = processor.capability < 100 or dtype not in (torch.bfloat16, torch.float16)
-    return tuple(tile for tile in tiles if one_family or tile.block_out >= 64)
+    # instructions that nobody has compared there: 16-bit types have large ones alone, fp32 small ones.
+    large = dtype.itemsize == 2
+    return tuple(
+        tile
+        for tile in tiles
+        if (processor.capability < 100 or (tile.block_out >= 64) == large)
+        and tile.shared_memory(dtype.itemsize) <= processor.shared_memory
+    )
 
 
-def choose(processor: Processor, dtype: torch.dtype, groups: int, outputs: int, rows: int, k: int) -> Tile:
-    """For so many output channels of each group, and positions of all samples.
+def choose(
+    processor: Processor, dtype: torch.dtype, groups: int, inputs: int, outputs: int, rows: int, k: int
+) -> Tile:
+    """For so many channels of each group, positions of all samples, and products of an output.
 
-    The largest tile that the channels fill and that leaves work for the whole device; else the smallest.
+    The largest tile that the channels fill and that leaves work for the whole device; else the one with most.
     """
     tiles = shipped(processor, dtype)
-    if k % 16:
-        # Weights that are not aligned are read one by one.
-        return next((tile for tile in tiles if tile.block_at == 64), tiles[0])
+    single = dtype == torch.float32
+    if inputs % (numerics.CONTRACTION_GPU_FP32_BLOCK if single else 16):
+        # Blocks of several taps, whose elements each have an address of their own.
+        tiles = [
+            tile for tile in tiles if tile.block_at <= 64 and (not single or tile.block_out <= 32)
+        ] or tiles
     fitting = [tile for tile in tiles if tile.block_out <= max(16, outputs)] or tiles[:1]
-    enough = 2 * processor.multiprocessors if dtype == torch.float32 else processor.multiprocessors // 2
+    enough = (2 if single else 1) * processor.multiprocessors
 
     def programs(tile: Tile) -> int:
         return groups * -(-outputs // tile.block_out) * -(-rows // tile.block_at)
 
     busy = [tile for tile in fitting if programs(tile) >= enough]
-    wide = [tile for tile in fitting if tile.block_out >= 32 and dtype != torch.float32]
-    return busy[-1] if busy else (wide or fitting)[0]
+    return whole(busy[-1] if busy else max(fitting, key=programs), dtype, inputs)
+
+
+def whole(tile: Tile, dtype: torch.dtype, inputs: int) -> Tile:
+    """With blocks of K of one tap each, if channels fill any. fp32 has one block of K."""
+    if dtype.itemsize != 2:
+        return tile
+    one_tap = min(tile.block_k, inputs & -inputs)
+    return tile._replace(block_k=one_tap if one_tap >= 16 else min(tile.block_k, 64))

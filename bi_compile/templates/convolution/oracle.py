@@ -27,8 +27,23 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
     products: Products = contraction.bmm,
+    taps_first: bool = False,
 ) -> Tensor:
-    """products: of weights [*, outputs, K] and windows [*, K, positions], both widened to fp32."""
+    """products: of weights [*, outputs, K] and windows [*, K, positions], both widened to fp32.
+
+    taps_first: K counts (tap, input channel), not (input channel, tap).
+    """
+    if taps_first:
+        with_order = products
+
+        def products(weights: Tensor, windows: Tensor) -> Tensor:
+            inputs = x.shape[1] // groups
+
+            def turned(k: Tensor, dim: int) -> Tensor:
+                return k.unflatten(dim, (inputs, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+            return with_order(turned(weights, 2), turned(windows, 1))
+
     kernel = w.shape[2:]
     steps = list(zip(stride, padding, dilation, strict=True))
     taps = [torch.arange(k) for k in kernel]
