@@ -34,16 +34,7 @@ def convolution(
     taps_first: K counts (tap, input channel), not (input channel, tap).
     """
     if taps_first:
-        with_order = products
-
-        def products(weights: Tensor, windows: Tensor) -> Tensor:
-            inputs = x.shape[1] // groups
-
-            def turned(k: Tensor, dim: int) -> Tensor:
-                return k.unflatten(dim, (inputs, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-
-            return with_order(turned(weights, 2), turned(windows, 1))
-
+        products = _with_taps_first(products, x.shape[1] // groups)
     kernel = w.shape[2:]
     steps = list(zip(stride, padding, dilation, strict=True))
     taps = [torch.arange(k) for k in kernel]
@@ -70,6 +61,15 @@ def convolution(
         where = tuple(slice(r, None, s) for r, s in zip(remainders, stride, strict=True))
         out[(..., *where)] = _correlation(x, chosen, bias, coordinates, products)
     return out
+
+
+def _with_taps_first(products: Products, inputs: int) -> Products:
+    """products of K counted by (tap, channel), to be called with K counted by (channel, tap)."""
+
+    def turned(k: Tensor, dim: int) -> Tensor:
+        return k.unflatten(dim, (inputs, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+    return lambda weights, windows: products(turned(weights, 2), turned(windows, 1))
 
 
 def _correlation(
