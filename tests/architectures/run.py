@@ -36,6 +36,9 @@ neighbours; text models also padded to other lengths. *invariant*: every sample 
 them, nothing fell back, and the error against float64 is at most 1.5 times that of stock eager. *refused*:
 the compilation stopped at the op and named it, or PyTorch itself cannot run the model. The last column: does
 stock eager PyTorch change bits on the same inputs (fp32, bf16)?
+
+*bf16 by* names the order of bf16 products (`numerics.BF16_ORDERS`). Results that do not name it are older
+than bf16 attention in the order "tiles", and have not been run again since.
 """
 
 
