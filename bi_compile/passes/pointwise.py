@@ -303,7 +303,7 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 REWRITES = (
     *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
-    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_softshrink, *_hardshrink_backward,
-    *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor,
+    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_softshrink,
+    *_hardshrink_backward, *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor,
     *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip

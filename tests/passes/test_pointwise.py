@@ -163,3 +163,15 @@ def test_constants_round_to_their_dtype_before_they_are_widened(name):
     got = torch.compile(WIDENED[name], backend="batch_invariant")(x)
     assert_same_bits(got, want)
     assert_same_bits(want, WIDENED[name](x))
+
+
+def test_the_gradient_of_hardshrink_is_an_op_that_hosts_lack():
+    torch.compiler.reset()
+    x = torch.tensor([[-1.0, -0.5, 0.2, 0.5, 0.7]] * 3, requires_grad=True)
+    compiled = torch.compile(lambda x: F.hardshrink(x) * 3, backend="batch_invariant")
+    (graph,) = torch.autograd.grad(compiled(x).sum(), x)
+    (stock,) = torch.autograd.grad((F.hardshrink(x) * 3).sum(), x)
+    with bi_compile.eager():
+        (outside,) = torch.autograd.grad((F.hardshrink(x) * 3).sum(), x)
+    assert torch.equal(graph, stock)
+    assert torch.equal(outside, stock)
