@@ -35,9 +35,11 @@ unit: kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # Triton stays out of the virtual environment: a CPU build of torch has none, another build has its own.
-interpreted: $(INSTALLED)
-	test -d .triton || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --target .triton triton==3.6.0
+interpreted: $(INSTALLED) .triton
 	OMP_NUM_THREADS=1 PYTHONPATH=.triton $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/interpreted
+
+.triton: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --target $@ triton==3.6.0
 
 # Before the workers start, so that none compiles what another compiles too.
 kernels: $(INSTALLED)
