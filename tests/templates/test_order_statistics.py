@@ -47,6 +47,11 @@ def test_kernels_are_the_oracle(dtype, outer, n, inner, share, dim, largest, lay
     check(x, round(share * x.shape[dim]), dim, largest)
 
 
+def test_the_oracle_keeps_the_bits_of_a_nan():
+    for seed in range(50):
+        check(sample(1, 1, 5, dtype=torch.bfloat16, seed=seed, values=1), 1, 0, False)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("largest", [True, False])
 def test_long_rows_are_the_start_of_the_stable_sort(threads, largest):

@@ -12,7 +12,12 @@ def topk(x: torch.Tensor, k: int, dim: int, largest: bool) -> tuple[torch.Tensor
     ]
     shape = [*x.movedim(dim, -1).shape[:-1], k]
     indices = torch.tensor(chosen, dtype=torch.int64).view(shape).movedim(-1, dim).contiguous()
-    return x.gather(dim, indices).contiguous(), indices
+    # As integers: gather widens bf16 in places, which gives a NaN other bits.
+    bits = x.view(_INTEGERS[x.element_size()])
+    return bits.gather(dim, indices).contiguous().view(x.dtype), indices
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _key(value: float, largest: bool) -> tuple[bool, float]:
