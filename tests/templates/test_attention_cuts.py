@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bi_compile.templates.attention import attention, oracle
 from tests.bits import assert_same_bits
-from tests.templates.test_attention import LAYOUTS, LOW, SHAPES, SOFTCAPS, additive, float64, operands
+from tests.templates.attention_problems import LAYOUTS, LOW, SHAPES, SOFTCAPS, additive, float64, operands
 
 THOROUGH = os.environ.get("BI_COMPILE_TEST_PROFILE") == "thorough"
 SCALE = 0.3

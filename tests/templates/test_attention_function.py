@@ -13,7 +13,7 @@ import bi_compile
 from bi_compile.errors import UnsupportedDtypeError, UnsupportedOpError
 from bi_compile.templates.attention import attention, contract, scaled_dot_product_attention
 from tests.bits import assert_same_bits, same_bits
-from tests.templates.test_attention import DTYPES, INF, float64, operands
+from tests.templates.attention_problems import DTYPES, INF, float64, operands
 
 CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "four dims": (((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)), {}),

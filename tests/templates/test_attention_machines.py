@@ -12,7 +12,7 @@ from bi_compile import inductor
 from bi_compile.templates.attention import attention
 from bi_compile.templates.contraction import bf16_order
 from tests.bits import as_integers
-from tests.templates.test_attention import DTYPES
+from tests.templates.attention_problems import DTYPES
 
 GOLDEN = {
     torch.float32: "25a3af70db10f441",
