@@ -5,8 +5,15 @@ import torch
 import torch.nn.functional as F
 
 import bi_compile
-from tests.bits import assert_same_bits, order_sensitive
-from tests.passes.tables import check_left_alone, check_rewritten, op_names, traced
+from tests.bits import order_sensitive
+from tests.passes.tables import (
+    check_any_batch,
+    check_left_alone,
+    check_rewritten,
+    check_stock_graphs_round_anew,
+    op_names,
+    traced,
+)
 
 IMAGES, GRID = torch.randn(2, 3, 6, 5), torch.rand(2, 4, 7, 2) * 3 - 1.5
 VOLUMES, PLACES = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 2, 4, 3, 3) * 3 - 1.5
@@ -83,22 +90,8 @@ def _sampled(x):
 
 
 def test_compiled_for_any_batch():
-    torch.compiler.reset()
-    x = order_sensitive(7, 72)
-    with bi_compile.eager():
-        shape = _sampled(x).shape
-    sent = order_sensitive(*shape)
+    check_any_batch(_sampled, order_sensitive(7, 72))
 
-    def results(function, part):
-        leaf = x[part].clone().requires_grad_()
-        out = function(leaf)
-        out.backward(sent[part])
-        assert leaf.grad is not None
-        return out.detach(), leaf.grad
 
-    with bi_compile.eager():
-        want = results(_sampled, slice(None))
-    compiled = torch.compile(_sampled, backend="batch_invariant", fullgraph=True)
-    for part in slice(0, 7), slice(2, 5):
-        for got, whole in zip(results(compiled, part), want, strict=True):
-            assert_same_bits(got, whole[part])
+def test_control_stock_graphs_and_stock_eager_do_not_agree():
+    check_stock_graphs_round_anew(_sampled, 7, 72)

@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 
 import bi_compile
-from tests.bits import assert_same_bits, order_sensitive
-from tests.passes.tables import check_left_alone, check_rewritten
+from tests.bits import order_sensitive
+from tests.passes.tables import (
+    check_any_batch,
+    check_left_alone,
+    check_rewritten,
+    check_stock_graphs_round_anew,
+)
 
 X1, X2, X3 = torch.randn(3, 2, 9), torch.randn(2, 3, 9, 7), torch.randn(2, 2, 3, 5, 4)
 
@@ -96,22 +101,8 @@ def _resized(x):
 
 
 def test_compiled_for_any_batch():
-    torch.compiler.reset()
-    x = order_sensitive(7, 60)
-    with bi_compile.eager():
-        shape = _resized(x).shape
-    sent = order_sensitive(*shape)
+    check_any_batch(_resized, order_sensitive(7, 60))
 
-    def results(function, part):
-        leaf = x[part].clone().requires_grad_()
-        out = function(leaf)
-        out.backward(sent[part])
-        assert leaf.grad is not None
-        return out.detach(), leaf.grad
 
-    with bi_compile.eager():
-        want = results(_resized, slice(None))
-    compiled = torch.compile(_resized, backend="batch_invariant", fullgraph=True)
-    for part in slice(0, 7), slice(2, 5):
-        for got, whole in zip(results(compiled, part), want, strict=True):
-            assert_same_bits(got, whole[part])
+def test_control_stock_graphs_and_stock_eager_do_not_agree():
+    check_stock_graphs_round_anew(_resized, 7, 60)
