@@ -153,9 +153,8 @@ _reciprocal = _of_one(aten.reciprocal.default)(lambda re, im: divide(1, made_of(
 
 @rewrite(aten.sgn.default)
 def _sgn(x: Tensor) -> Any:
-    if not is_complex(
-        x
-    ):  # Inductor has no `sgn`: its own decomposition, which this one replaces, does the same
+    if not is_complex(x):
+        # Inductor has no `sgn`: its own decomposition, which this one replaces, does the same.
         return NotImplemented if x.dtype.is_complex else x.sign()
     re, im = _parts(x)
     length = torch.hypot(re, im)

@@ -1,4 +1,4 @@
-"""Numbers at equal distances (linspace, arange of fractions) -> one formula in fp64, rounded once.
+"""Numbers at equal distances (linspace, arange of fractions) -> one formula in fp64, rounded at the end.
 
 Eager PyTorch steps from vector to vector, and generated code multiplies in the dtype of the result: the two
 differ in the last bit of most elements. Here element i of `arange` is start + i * step, and `linspace` counts

@@ -13,6 +13,7 @@ from bi_compile.templates.gpu.device import COMPILATION
 from bi_compile.templates.gpu.launch import Launch
 from bi_compile.templates.gpu.row_view import RowView
 from bi_compile.templates.reduction import gpu as reduction
+from bi_compile.templates.reduction.shapes import acc_dtype
 from bi_compile.templates.registry import implements
 
 Tensor = torch.Tensor
@@ -58,7 +59,7 @@ def cdist(a: Tensor, b: Tensor, p: float) -> Tensor:
     if a.shape[-1] == 0:
         return a.new_zeros(shape)
     if a.shape[-1] > _MOST_CHUNKS * row_tree.CHUNK.value:
-        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+        wide = acc_dtype(a.dtype)
         parts = [
             torch.ops.bi_compile.norm(row.to(wide) - b.to(wide), p, [-1], False)
             for row in a.unsqueeze(-2).unbind(-3)
@@ -89,19 +90,11 @@ def _launch(
         size=dtype.itemsize,
         most_chunks=_MOST_CHUNKS,
     )
+    kind, element, finish = reduction.parts_of_norm(p)
     arguments = {
         "pairs": pairs, "rows": rows, "others": others, "n": n, "power": p, "number": 1 / p if p else 0.0,
         **dict(zip(("a_batch", "a_row", "a_element"), a_strides, strict=True)),
         **dict(zip(("b_batch", "b_row", "b_element"), b_strides, strict=True)),
-        **_norm(p), **blocks.arguments(_distances), **COMPILATION,
+        "KIND": kind, "ELEMENT": element, "FINISH": finish, **blocks.arguments(_distances), **COMPILATION,
     }  # fmt: skip
     return Launch(_distances, (triton.cdiv(pairs, blocks.ROWS),), arguments)
-
-
-def _norm(p: float) -> dict[str, str]:
-    """What enters the tree, how it combines and what becomes of its root."""
-    if math.isinf(p):
-        return {"KIND": "max", "ELEMENT": "magnitude", "FINISH": "none"}
-    special = {0.0: ("nonzero", "none"), 1.0: ("magnitude", "none"), 2.0: ("square", "root")}
-    element, finish = special.get(p, ("power", "power"))
-    return {"KIND": "sum", "ELEMENT": element, "FINISH": finish}

@@ -342,17 +342,17 @@ def norm(x: torch.Tensor, ord: float, dims: Dims, keepdim: bool) -> torch.Tensor
     if ord < 0 or math.isinf(ord):
         _check_not_empty("norm", x, dims)
     x, view, shape = _viewed(x, dims, keepdim)
+    kind, element, finish = parts_of_norm(ord)
+    numbers = {"power": ord, "number": 1 / ord} if element == "power" else {}
+    return run(x, view, kind, element=element, finish=finish, **numbers).view(shape)
+
+
+def parts_of_norm(ord: float) -> tuple[str, str, str]:
+    """How elements combine, what of them enters the tree and what becomes of its root: for `run`."""
     if math.isinf(ord):
-        found = run(x, view, "max" if ord > 0 else "min", element="magnitude")
-    elif ord == 0:
-        found = run(x, view, "sum", element="nonzero")
-    elif ord == 1:
-        found = run(x, view, "sum", element="magnitude")
-    elif ord == 2:
-        found = run(x, view, "sum", element="square", finish="root")
-    else:
-        found = run(x, view, "sum", element="power", power=ord, finish="power", number=1 / ord)
-    return found.view(shape)
+        return "max" if ord > 0 else "min", "magnitude", "none"
+    special = {0.0: ("nonzero", "none"), 1.0: ("magnitude", "none"), 2.0: ("square", "root")}
+    return "sum", *special.get(ord, ("power", "power"))
 
 
 @implements("logsumexp")
