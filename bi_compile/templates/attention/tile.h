@@ -83,7 +83,7 @@ class Tile {
     std::fill_n(state.sum, strips(rows_) * kLanes, A(0));
   }
 
-  // The next block of a split into its state, cleared at first. False if the split has no such block.
+  // A block, counted within a split, into the split's state, which was cleared before its first. False if there is none.
   bool run_block(int64_t split, int64_t block, State<A> state) {
     if (span_.one_split && split > 0) return false;
     const int64_t begin = begin_ + split * BI_ATTENTION_KV_SPLIT, first = begin + block * kBlock;
