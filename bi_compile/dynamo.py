@@ -14,10 +14,12 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,11 +170,27 @@ def _frame(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwarg
     attempt = _Attempt()
     _thread.attempts.append(attempt)
     try:
-        result = stock(self, frame, *args, **kwargs)
+        with _ops_whole():
+            result = stock(self, frame, *args, **kwargs)
     finally:
         _thread.attempts.pop()
     _report(attempt, frame)
     return result
+
+
+@contextmanager
+def _ops_whole() -> Iterator[None]:
+    """Keep `addcdiv`, `addcmul_` and their like: Dynamo makes several ops of them, with other gradients."""
+    from torch._dynamo import config
+    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+
+    with ExitStack() as stack:
+        if hasattr(config, "enable_dynamo_decompositions"):
+            stack.enter_context(config.patch(enable_dynamo_decompositions=False))
+        handlers = TorchInGraphFunctionVariable._get_handlers()
+        stack.enter_context(mock.patch.dict(handlers))
+        handlers.pop(torch.addcdiv, None)
+        yield
 
 
 def _capture(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:

@@ -288,6 +288,15 @@ def _gathering_once() -> Iterator[None]:
         yield
 
 
+def _round_every_op(graph: fx.Graph) -> None:
+    """Let the code of each op round its result: what a decomposition is made of, Inductor would only fuse.
+
+    So a graph means the same whichever of its ops share a kernel, and the same as these ops one by one.
+    """
+    for node in graph.nodes:
+        node.meta["low_precision_pointwise_barrier"] = True
+
+
 def _final_pass(verify: Callable[[fx.Graph], None], key: str) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -296,6 +305,7 @@ def _final_pass(verify: Callable[[fx.Graph], None], key: str) -> Any:
             verify(graph)
             if _graphs_only.get():
                 raise _Checked
+            _round_every_op(graph)
 
         def uuid(self) -> str:
             return f"bi_compile-{key}"

@@ -13,6 +13,12 @@ PROFILE = os.environ.get("BI_COMPILE_TEST_PROFILE", "fast")
 settings.load_profile(PROFILE)
 
 
+def pytest_collectstart(collector):
+    # The inputs of a module are made when it is imported: the same ones whatever was imported before.
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     for item in items if PROFILE != "thorough" else ():
         if item.get_closest_marker("thorough"):

@@ -71,7 +71,7 @@ EXACT_FOR_INTEGERS = frozenset(
 
 PRIMS = frozenset(
     "convert_element_type iota device_put view_element_type rev broadcast_in_dim copy_strided "
-    "_make_token _sink_tokens".split()
+    "scalar_tensor _make_token _sink_tokens".split()
 )
 """Exact ops of the `prims` namespace that decompositions and Inductor's own passes put into graphs."""
 

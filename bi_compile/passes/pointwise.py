@@ -148,9 +148,8 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
 
 @rewrite(aten.addcdiv.default)
 def _addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: Any = 1) -> Any:
-    # Each operation rounds: Dynamo takes the op apart in this way before any backend sees it.
-    quotient = a / b
-    return x + (quotient if value == 1 else quotient * value)
+    quotient = opmath(a) / opmath(b)
+    return (opmath(x) + (quotient if value == 1 else quotient * value)).to(x.dtype)
 
 
 @rewrite(aten.lerp.Scalar, aten.lerp.Tensor)

@@ -36,10 +36,11 @@ def check_model(
     try:
         return _checked(model, backend, gradients, alone, dynamic)
     except Exception as failure:
-        place = failure.place if isinstance(failure, RowDiffers) else None
-        error = failure.error if isinstance(failure, RowDiffers) else failure
+        differs = failure if isinstance(failure, RowDiffers) else None
+        error = failure if differs is None else differs.error
+        where = {} if differs is None else {"place": differs.place, "outside": differs.outside}
         how = {"backend": backend, "gradients": gradients, "dynamic": dynamic}
-        error.add_note(script_of(model, **how, failure=error, place=place))
+        error.add_note(script_of(model, **how, failure=error, **where))
         raise error from None
 
 
@@ -62,6 +63,7 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool, dyn
             single = None
             if backend == "batch_invariant" and not alone:
                 single = subject.canonical_alone(gradients=gradients)
+            outside = single is not None
             if single is None:
                 single = [run(row) for row in subject.rows]
             together = [first, *(run(subject.batch(*batch)) for batch in BATCHES[1:])]
@@ -69,7 +71,11 @@ def _checked(model: RandomModel, backend: str, gradients: bool, alone: bool, dyn
             if refused := refusal_of(error):
                 return refused
             raise
-        return subject.judge(single, together, ours=backend in OURS)
+        try:
+            return subject.judge(single, together, ours=backend in OURS)
+        except RowDiffers as failure:
+            failure.outside = outside
+            raise
 
 
 def _run_by(module: torch.nn.Module, backend: str, gradients: bool, dynamic: bool | None) -> Run:

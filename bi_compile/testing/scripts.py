@@ -16,12 +16,14 @@ def script_of(
     dynamic: bool | None = None,
     failure: BaseException | None = None,
     place: tuple[tuple[int, ...], int, float | None] | None = None,
+    outside: bool = False,
 ) -> str:
     """A program that is also a file of tests: the model, its weights' seed, its inputs, one comparison.
 
     backend, dynamic: of torch.compile; backend may be "eager" or "canonical".
     failure: its text is told at the top. place: the members of a batch, a position in it, and the value in
         place of every second member; without, all samples are compared.
+    outside: a sample alone is computed under `bi_compile.eager()`, whose bits compiled graphs have.
     """
     members, position, hostile = place or (tuple(range(SAMPLES)), None, None)
     parts = [
@@ -29,7 +31,7 @@ def script_of(
         f"# {model!r}",
         *(["import copy", ""] if isinstance(failure, InaccurateResultError) else []),
         "import torch",
-        *(["import bi_compile"] if backend == "canonical" else []),
+        *(["import bi_compile"] if backend == "canonical" or outside else []),
         "import torch.nn.functional as F",
         "from torch import nn",
         "",
@@ -42,7 +44,7 @@ def script_of(
         f"    run = {code_of_run(backend, dynamic=dynamic)}",
         *_inputs(model, members, hostile),
         *(_WITH_GRADIENT if gradients else _WITHOUT),
-        *_comparison(position, len(members), hostile),
+        *_comparison(position, len(members), hostile, outside),
         *(_ACCURACY if isinstance(failure, InaccurateResultError) else []),
         "",
         "",
@@ -52,10 +54,10 @@ def script_of(
     return "\n".join(parts) + "\n"
 
 
-_WITHOUT = ["", "    def result(x):", "        with torch.no_grad():", "            return run(x)", ""]
+_WITHOUT = ["", "    def result(run, x):", "        with torch.no_grad():", "            return run(x)", ""]
 _WITH_GRADIENT = [
     "",
-    "    def result(x):",
+    "    def result(run, x):",
     "        x = x.clone().requires_grad_()",
     "        y = run(x)",
     "        (gradient,) = torch.autograd.grad(y, x, y.detach())",
@@ -97,12 +99,13 @@ def _inputs(model: RandomModel, members: tuple[int, ...], hostile: float | None)
     return lines
 
 
-def _comparison(position: int | None, size: int, hostile: float | None) -> list[str]:
+def _comparison(position: int | None, size: int, hostile: float | None, outside: bool) -> list[str]:
+    eagerly = ["        with bi_compile.eager():", "            alone = result(model, x[row : row + 1])[0]"]
     rows = f"range(0, {size}{', 2' if hostile is not None else ''})" if position is None else f"({position},)"
     return [
-        "    together = result(x)",
+        "    together = result(run, x)",
         f"    for row in {rows}:",
-        "        alone = result(x[row : row + 1])[0]",
+        *(eagerly if outside else ["        alone = result(run, x[row : row + 1])[0]"]),
         *comparison("alone", "together[row]", "in the batch"),
     ]
 

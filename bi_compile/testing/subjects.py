@@ -45,7 +45,12 @@ class Outcome:
 
 
 class RowDiffers(Exception):
-    """A row has other bits in a batch than alone: the error to raise, and the place that shows it."""
+    """A row has other bits in a batch than alone: the error to raise, and the place that shows it.
+
+    outside: the results alone are those of `bi_compile.eager()`.
+    """
+
+    outside = False
 
     def __init__(self, error: BatchVarianceError, place: Place) -> None:
         self.error, self.place = error, place

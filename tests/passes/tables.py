@@ -33,7 +33,10 @@ def check_rewritten(fn: Call, inputs: tuple[torch.Tensor, ...], ops: set[str]) -
             assert_same_bits(got, want)
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     for got, exact in zip(outputs, tree_leaves(fn(*wide)), strict=True):
-        torch.testing.assert_close(got.double(), exact.double(), rtol=1e-4, atol=1e-5)
+        exact = exact.detach().double()
+        # Of a result that cancels, the error is one of its largest elements.
+        largest = exact[exact.isfinite()].abs().amax() if exact.isfinite().any() else 0
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5 * max(1, float(largest)))
 
 
 def check_left_alone(fn: Call, inputs: tuple[torch.Tensor, ...]) -> None:

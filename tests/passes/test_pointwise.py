@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import bi_compile
+from bi_compile import backend, pipeline
 from tests.bits import assert_same_bits, same_bits
 
 OPS = {
@@ -51,6 +52,7 @@ OPS = {
     "relu6": F.relu6,
     "maximum": lambda x: torch.maximum(x, x.flip(-1)) + torch.minimum(x * 0, -x * 0),
     "maximum_of_two_dtypes": lambda x: torch.maximum(x, torch.full((), 0.25)) + torch.minimum(x, x.half()),
+    "xlogy": lambda x: torch.xlogy(x, x.flip(-1).abs()) + torch.xlogy(0.7, x.abs()),
     "clamp_min": lambda x: x.clamp_min(0) + x.clamp_max(x.flip(-1)),
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,
@@ -175,3 +177,64 @@ def test_the_gradient_of_hardshrink_is_an_op_that_hosts_lack():
         (outside,) = torch.autograd.grad((F.hardshrink(x) * 3).sum(), x)
     assert torch.equal(graph, stock)
     assert torch.equal(outside, stock)
+
+
+def in_place(name):
+    return lambda x, a, b: getattr(x.clone(), name)(a, b, value=0.3)
+
+
+OF_THREE = {
+    "addcdiv": lambda x, a, b: torch.addcdiv(x, a, b, value=0.3),
+    "addcdiv of one": lambda x, a, b: torch.addcdiv(x, a, b),
+    "addcdiv, out": lambda x, a, b: torch.addcdiv(x, a, b, value=0.3, out=torch.empty_like(x)),
+    "method": lambda x, a, b: x.addcdiv(a, b, value=0.3),
+    "addcmul": lambda x, a, b: torch.addcmul(x, a, b, value=0.3),
+    "addcdiv_": in_place("addcdiv_"),
+    "addcmul_": in_place("addcmul_"),
+    "add_ of a tensor's multiple": lambda x, a, b: x.clone().add_(a * b, alpha=torch.tensor(0.3)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OF_THREE)
+def test_what_dynamo_takes_apart_has_the_gradients_of_eager_ops(name, dtype):
+    """Random model 152 of seed 12: compiled gradients of `addcdiv` were other ones than outside graphs."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    f, upstream = OF_THREE[name], torch.randn(40, 33).to(dtype)
+    x = torch.randn(3, 40, 33).to(dtype)
+
+    def run(f, rows=slice(None), double=False):
+        leaves = [t[rows].to(torch.float64 if double else dtype).requires_grad_("out" not in name) for t in x]
+        y = f(*leaves)
+        return (
+            [y]
+            if "out" in name
+            else [y, *torch.autograd.grad(y, leaves, upstream[rows].to(y.dtype), allow_unused=True)]
+        )
+
+    with bi_compile.eager():
+        want = run(f)
+    stock, exact = run(f), run(f, double=True)
+    compiled = torch.compile(f, backend="batch_invariant", fullgraph=True)
+    for rows in (slice(None), slice(3, 4)):
+        for got, value in zip(run(compiled, rows), want, strict=True):
+            assert (got is None) == (value is None)
+            if got is not None:
+                assert_same_bits(got, value[rows])
+    for ours, theirs, right in zip(want, stock, exact, strict=True):
+        if right is not None:
+            assert (ours - right).abs().mean() <= 1.5 * (theirs - right).abs().mean()
+
+
+def test_ops_that_a_rewrite_is_made_of_round_as_they_do_one_by_one(monkeypatch):
+    """In a fused kernel, too: Inductor takes only what the user wrote for an op that rounds."""
+    table, op = pipeline.canonical(), torch.ops.aten.addcdiv.default
+    monkeypatch.setitem(table, op, lambda x, a, b, *, value: x + a / b * value)
+    monkeypatch.setattr(backend, "decompositions", pipeline.decompositions.__wrapped__)
+    x, a, b = torch.randn(3, 40, 33).bfloat16()
+    with torch.compiler.config.patch(force_disable_caches=True):
+        compiled = torch.compile(lambda x, a, b: x.addcdiv(a, b, value=0.3), backend="batch_invariant")
+        got = compiled(x, a, b)
+    assert_same_bits(got, x + a / b * 0.3)
+    assert not same_bits(got, (x.float() + a.float() / b.float() * 0.3).bfloat16())

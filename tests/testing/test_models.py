@@ -1,5 +1,6 @@
 """Random models: grammar, code, programs, shrinking; stock PyTorch is refuted by them and we are not."""
 
+import contextlib
 import os
 import random
 import re
@@ -12,6 +13,7 @@ from hypothesis.database import InMemoryExampleDatabase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bi_compile
+from bi_compile import dynamo
 from bi_compile.testing.checking import Outcome, check_model
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError
@@ -194,6 +196,19 @@ def test_the_same_program_passes_with_our_backend(gradients):
     names = {}
     exec(script, names)
     names["test_a_sample_has_the_same_bits_in_the_batch"]()
+
+
+def test_a_program_shows_that_a_graph_has_other_bits_than_eager_ops(monkeypatch):
+    model = RandomModel((2,), (("addcdiv", (0,) * 6),))
+    assert check_model(model, gradients=True) == Outcome("same")
+    monkeypatch.setattr(dynamo, "_ops_whole", contextlib.nullcontext)  # a defect of its time, found so
+    with pytest.raises(BatchVarianceError, match="the gradient of sample") as failure:
+        check_model(model, gradients=True)
+    (script,) = failure.value.__notes__
+    names = {}
+    exec(script, names)
+    with pytest.raises(AssertionError, match="expected, alone:"):
+        names["test_a_sample_has_the_same_bits_in_the_batch"]()
 
 
 def test_a_program_holds_its_inputs():
