@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from bi_compile.testing.batches import Pool
-from bi_compile.testing.trees import leaves, map_tensors
+from bi_compile.testing.messages import VacuousCheckError
+from bi_compile.testing.outputs import Outputs, copied
+from bi_compile.testing.trees import map_tensors
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Accuracy:
 
 def measure_accuracy(
     pool: Pool,
-    alone: list[dict[str, torch.Tensor]],
+    alone: list[Outputs],
     *,
     reference: Callable[..., Any],
     stock: Callable[..., Any],
@@ -37,7 +39,10 @@ def measure_accuracy(
     """Errors of the results `alone` and of `stock` against `reference` run in float64, sample by sample.
 
     A module is copied and cast; any other callable gets float64 inputs and must compute in their dtype.
-    Where the reference is not finite, the results must not be either; such elements count no further.
+    Outputs are matched by their names, or by their places where the other callable has another container.
+    An element counts where stock is finite if the reference is: the results must be, too.
+
+    Raises ValueError where the outputs cannot be matched, VacuousCheckError where none of them counts.
     """
     exact = _in_double(reference)
     errors: dict[str, list[torch.Tensor]] = {}
@@ -47,17 +52,28 @@ def measure_accuracy(
     for sample, ours in enumerate(alone):
         inputs = pool.take(pool.alone(sample))
         with torch.no_grad():
-            wanted = dict(leaves(exact(*map_tensors(inputs, _double)), "output"))
-            theirs = dict(leaves(stock(*inputs), "output"))
+            wanted = _matched(ours, exact(*map_tensors(inputs, _double)), "the reference")
+            theirs = _matched(ours, stock(*inputs), "the control")
         for name, value in ours.items():
-            want = wanted.get(name)
-            if not value.is_floating_point() or not isinstance(want, torch.Tensor):
+            if not _counts(value):
                 continue
-            dtypes[name] = value.dtype
-            errors.setdefault(name, []).append(_differences(value, want))
-            stock_errors.setdefault(name, []).append(_differences(theirs[name], want))
+            value, want, other = _real(value), _real(wanted[name]), _real(theirs[name])
+            if want.shape != other.shape:
+                raise ValueError(
+                    f"{name} of the reference has shape {tuple(want.shape)}, of stock {tuple(other.shape)}"
+                )
+            counts = want.isfinite() == other.isfinite()
+            dtypes[name] = ours[name].dtype
+            errors.setdefault(name, []).append(_differences(value, want, counts))
+            stock_errors.setdefault(name, []).append(_differences(other, want, counts))
             finite = want[want.isfinite()]
             largest[name] = max(largest.get(name, 0.0), float(finite.abs().max()) if finite.numel() else 0.0)
+    if not any(part.numel() for parts in stock_errors.values() for part in parts):
+        raise VacuousCheckError(
+            "no output could be compared with the reference",
+            details=[f"floating-point outputs: {', '.join(stock_errors) or 'none'}"],
+            hint="the reference must be finite somewhere, and stock there, too.",
+        )
     rounding = {name: torch.finfo(dtypes[name]).eps * value / 2 for name, value in largest.items()}
     return Accuracy(
         _root_mean_squares(errors),
@@ -68,22 +84,46 @@ def measure_accuracy(
     )
 
 
+def _matched(ours: Outputs, returned: Any, whose: str) -> Outputs:
+    """What was returned, under the names of our outputs."""
+    theirs, _ = copied(returned)
+    if all(name in theirs for name in ours if _counts(ours[name])):
+        return theirs
+    if len(ours) == len(theirs):
+        return dict(zip(ours, theirs.values(), strict=True))
+    raise ValueError(
+        f"the outputs cannot be matched: fn returns {_listed(ours)}, {whose} returns {_listed(theirs)}"
+    )
+
+
+def _counts(x: torch.Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _listed(outputs: Outputs) -> str:
+    return ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items()) or "no tensor"
+
+
 def _in_double(reference: Callable[..., Any]) -> Callable[..., Any]:
     return copy.deepcopy(reference).double() if isinstance(reference, torch.nn.Module) else reference
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
-    return x.double() if x.is_floating_point() else x
+    return x.to(torch.complex128) if x.is_complex() else x.double() if x.is_floating_point() else x
 
 
-def _differences(value: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Of the elements that are finite in the reference; infinite where the two are not alike."""
+def _real(x: torch.Tensor) -> torch.Tensor:
+    """In float64, complex numbers as pairs."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()
+
+
+def _differences(value: torch.Tensor, want: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Of the elements that count and are finite in the reference; infinite where the two are not alike."""
     if value.shape != want.shape:
         return torch.tensor([float("inf")], dtype=torch.float64)
-    value = value.detach().double()
     finite = want.isfinite()
     alike = value.isfinite() == finite
-    return torch.where(alike, value - want, float("inf"))[finite | ~alike].double()
+    return torch.where(alike, value - want, float("inf"))[counts & (finite | ~alike)]
 
 
 def _largest(differences: dict[str, list[torch.Tensor]]) -> dict[str, float]:

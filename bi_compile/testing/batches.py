@@ -8,6 +8,13 @@ from typing import Any
 
 import torch
 
+from bi_compile.testing.arguments import (
+    require_dim,
+    require_integer,
+    require_integers,
+    require_numbers,
+    require_sequence,
+)
 from bi_compile.testing.messages import VacuousCheckError
 from bi_compile.testing.padding import Pad
 from bi_compile.testing.trees import leaves, map_tensors
@@ -52,6 +59,8 @@ class Pool:
         cls, inputs: tuple[Any, ...], batch_dims: int | Sequence[int | None], padding: Pad | None
     ) -> "Pool":
         dims = _per_input(batch_dims, len(inputs))
+        if not isinstance(padding, Pad | None):
+            raise TypeError(f"padding must be a Pad such as Pad(lengths=(3, 5)), not {padding!r}")
         extents: dict[str, int] = {}
         floating = False
         for place, (tree, dim) in enumerate(zip(inputs, dims, strict=True)):
@@ -59,6 +68,7 @@ class Pool:
                 continue
             for path, leaf in leaves(tree, f"input {place}"):
                 if isinstance(leaf, torch.Tensor) and leaf.dim() > 0:
+                    require_dim(f"batch_dims of {path}", dim, leaf.dim())
                     extents[path] = leaf.shape[dim]
                     floating |= leaf.is_floating_point()
         if not extents:
@@ -74,8 +84,8 @@ class Pool:
                 f"the pool holds {size} sample{'s' * (size != 1)}: nothing can share its batch",
                 hint="pass at least 2 different samples, better 8, stacked along the batch dimension.",
             )
-        if padding is not None and len(padding.lengths) != size:
-            raise ValueError(f"padding has {len(padding.lengths)} lengths for {size} samples")
+        if padding is not None:
+            padding.require_fit(inputs, dims, size)
         return cls(inputs, dims, padding, size, floating)
 
     def take(self, batch: Batch) -> tuple[Any, ...]:
@@ -132,19 +142,35 @@ class Pool:
         return rows
 
 
-def refuse_single(sizes: Sequence[int]) -> None:
+def require_drawing(
+    pool: Pool, *, sizes: Sequence[int], trials: int, neighbours: Sequence[float], seed: int
+) -> None:
+    """Raise VacuousCheckError where no batch would be drawn in which a sample has a neighbour."""
+    require_integers("sizes", sizes, least=1)
+    require_integer("trials", trials, least=0)
+    require_numbers("neighbours", neighbours)
+    require_integer("seed", seed)
     if not any(size > 1 for size in sizes):
         raise VacuousCheckError(
             f"no batch size above 1 in sizes={tuple(sizes)}",
             hint="leave sizes out, or add 2 and an odd number.",
+        )
+    if trials == 0 and not (pool.floating and len(neighbours)):
+        why = "neighbours is empty" if pool.floating else "no input is floating-point, to hold neighbours"
+        raise VacuousCheckError(
+            f"no batch is drawn: trials is 0, and {why}", hint="leave trials out, or pass at least 1."
         )
 
 
 def _per_input(batch_dims: int | Sequence[int | None], count: int) -> tuple[int | None, ...]:
     if isinstance(batch_dims, int):
         return (batch_dims,) * count
+    require_sequence("batch_dims", batch_dims)
     if len(batch_dims) != count:
         raise ValueError(f"batch_dims has {len(batch_dims)} entries for {count} inputs")
+    for place, dim in enumerate(batch_dims):
+        if dim is not None:
+            require_integer(f"batch_dims[{place}]", dim)
     return tuple(batch_dims)
 
 

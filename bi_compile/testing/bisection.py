@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from bi_compile.testing.batches import Batch, Pool, refuse_single
+from bi_compile.testing.arguments import require_callable
+from bi_compile.testing.batches import Batch, Pool, require_drawing
 from bi_compile.testing.bits import differing
 from bi_compile.testing.matching import Changes, Runs, behind
 from bi_compile.testing.outputs import Outputs, batch_dims_of_outputs, row_of
@@ -82,7 +83,8 @@ def bisect(
     Raises VacuousCheckError where nothing can share a batch, or an output has no batch dimension.
     """
     pool = Pool.of(inputs, batch_dims, None)
-    refuse_single(sizes)
+    require_drawing(pool, sizes=sizes, trials=trials, neighbours=neighbours, seed=seed)
+    require_callable("fn", fn)
     target = _without_compiler(fn)
     note = () if target is fn else ("run op by op without torch.compile: these are not the compiled ops",)
 

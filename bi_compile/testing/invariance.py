@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from bi_compile.testing.accuracy import Accuracy, measure_accuracy
-from bi_compile.testing.batches import Batch, Pool, refuse_single
+from bi_compile.testing.arguments import require_callable, require_number
+from bi_compile.testing.batches import Batch, Pool, require_drawing
 from bi_compile.testing.bits import as_integers, differing, ulps
 from bi_compile.testing.messages import BatchVarianceError, InaccurateResultError, VacuousCheckError
 from bi_compile.testing.outputs import Outputs, apart, batch_dims_of_outputs, call, row_of, shown
@@ -60,8 +61,9 @@ def assert_batch_invariant(
     padding: lengths of the samples and how to pad them; see `Pad`. Without it all samples have one length.
     control: a callable expected to fail the same check, usually the model without batch invariance.
         If it passes, so would anything, and VacuousCheckError is raised.
-    reference: a correctness partner: a module or callable run in float64, sample by sample. fn's root
-        mean square error against it may be at most `tolerance` times that of the control (without one: of
+    reference: a correctness partner: a module or callable run in float64, sample by sample. Its outputs are
+        matched with those of fn by name, or by place where it returns another container. fn's root mean
+        square error against it may be at most `tolerance` times that of the control (without one: of
         the reference itself in the inputs' own dtype), plus half an ulp of the largest value; the
         largest single error, compared likewise, may be four times as far.
     seed: decides which batches are drawn. A failure names the seed and the size that show it again.
@@ -69,11 +71,16 @@ def assert_batch_invariant(
     Returns an InvarianceReport of what was compared.
     Raises BatchVarianceError at the first batch in which a row's bits differ (it names the sample, its
     position, the element, both values and their distance in ulps), VacuousCheckError when the check could not
-    have failed, InaccurateResultError when the reference is missed.
+    have failed, InaccurateResultError when the reference is missed, ValueError or TypeError for an argument
+    that cannot be meant, and where the outputs of fn and of the reference or control cannot be matched.
     """
     __tracebackhide__ = True  # pytest then shows the user's line above the message
     pool = Pool.of(inputs, batch_dims, padding)
-    refuse_single(sizes)
+    require_drawing(pool, sizes=sizes, trials=trials, neighbours=neighbours, seed=seed)
+    require_number("tolerance", tolerance, least=0)
+    for name, given in (("fn", fn), ("control", control), ("reference", reference)):
+        if given is not None or name == "fn":
+            require_callable(name, given)
     check = _Check(pool, tuple(sizes), trials, tuple(neighbours), seed)
     counts, alone, ignored = check.run(fn)
     shown = None if control is None else _failure_of(control, check)
@@ -98,6 +105,10 @@ class _Check:
         pool = self.pool
         called = [call(fn, pool, pool.alone(sample)) for sample in range(pool.size)]
         alone, ignored = [outputs for outputs, _ in called], called[0][1]
+        for sample, outputs in enumerate(alone):
+            if outputs.keys() != alone[0].keys():
+                names = [", ".join(found) or "no tensor" for found in (outputs, alone[0])]
+                raise ValueError(f"fn returns {names[0]} for sample {sample}, but {names[1]} for sample 0")
         _refuse_vacuous(alone)
         dims = batch_dims_of_outputs(lambda batch: call(fn, pool, batch)[0], pool, alone[0])
         batches = rows = elements = 0
@@ -197,6 +208,8 @@ def _failure_of(control: Callable[..., Any], check: _Check) -> str:
         check.run(control)
     except BatchVarianceError as failure:
         return failure.what
+    except VacuousCheckError as nothing:
+        raise VacuousCheckError(f"of the control: {nothing.what}", hint=nothing.hint) from None
     raise VacuousCheckError(
         "the control passes the same check, so passing it shows nothing",
         hint="take a control that is not batch-invariant (the model without bi_compile), larger or "

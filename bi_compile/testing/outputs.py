@@ -1,6 +1,6 @@
 """What a function returns for a batch, and one sample's part of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,22 @@ Outputs = dict[str, torch.Tensor]
 
 def call(fn: Callable[..., Any], pool: Pool, batch: Batch) -> tuple[Outputs, tuple[str, ...]]:
     """The tensors fn returns, copied at once (a later call may reuse their memory), and what is no tensor."""
-    return copied(fn(*pool.take(batch)))
+    return copied(apply(fn, pool.take(batch)))
+
+
+def apply(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+    """fn(*inputs); a TypeError says more where the inputs came as one tuple, list or mapping."""
+    try:
+        return fn(*inputs)
+    except (TypeError, AttributeError) as error:
+        if len(inputs) != 1 or not isinstance(inputs[0], tuple | list | Mapping):
+            raise
+        raise TypeError(
+            f"fn was given one {type(inputs[0]).__name__} as its only argument, and raised "
+            f"{type(error).__name__}: {error}. "
+            "Inputs are passed one by one: assert_batch_invariant(fn, x, y); "
+            "for keyword arguments: assert_batch_invariant(lambda x, y: fn(x=x, y=y), x, y)"
+        ) from error
 
 
 def copied(returned: Any) -> tuple[Outputs, tuple[str, ...]]:

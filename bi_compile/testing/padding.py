@@ -2,9 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
+
+from bi_compile.testing.arguments import (
+    require_dim,
+    require_integer,
+    require_integers,
+    require_number,
+    require_one_of,
+    require_sequence,
+)
+from bi_compile.testing.trees import leaves
+
+Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +39,45 @@ class Pad:
     """
 
     lengths: Sequence[int] | torch.Tensor
-    dim: int | Sequence[int | None] = 1
+    dim: int | Sequence[int | None] | None = 1
     fill: float | Sequence[float] = 0
-    side: Literal["right", "left"] = "right"
+    side: Side = "right"
+
+    def __post_init__(self) -> None:
+        lengths = self.lengths.tolist() if isinstance(self.lengths, torch.Tensor) else self.lengths
+        require_integers("lengths", lengths, least=1)
+        require_one_of("side", self.side, get_args(Side))
+        for place, dim in _entries("dim", self.dim):
+            if dim is not None:
+                require_integer(f"dim{place}", dim)
+        for place, fill in _entries("fill", self.fill):
+            require_number(f"fill{place}", fill)
+
+    def require_fit(self, inputs: tuple[Any, ...], batch_dims: Sequence[int | None], samples: int) -> None:
+        """Raise ValueError where the inputs of a pool cannot be cut and padded as this says."""
+        if len(self.lengths) != samples:
+            raise ValueError(f"padding has {len(self.lengths)} lengths for {samples} samples")
+        for name, given in (("dim", self.dim), ("fill", self.fill)):
+            if isinstance(given, Sequence) and len(given) != len(inputs):
+                raise ValueError(f"{name} of padding has {len(given)} entries for {len(inputs)} inputs")
+        longest, padded = max(map(self.length_of, range(samples))), False
+        for place, (tree, batch_dim) in enumerate(zip(inputs, batch_dims, strict=True)):
+            dim = self.dim_of(place)
+            if dim is None or batch_dim is None:
+                continue
+            for path, leaf in leaves(tree, f"input {place}"):
+                if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
+                    continue
+                require_dim(f"dim of padding for {path}", dim, leaf.dim())
+                if dim % leaf.dim() == batch_dim % leaf.dim():
+                    raise ValueError(f"dim of padding for {path} is {dim}, which is its batch dimension")
+                if leaf.shape[dim] < longest:
+                    raise ValueError(
+                        f"padding has a length of {longest}, but {path} is {leaf.shape[dim]} long"
+                    )
+                padded = True
+        if not padded:
+            raise ValueError(f"dim={self.dim} of padding leaves no input to pad")
 
     def length_of(self, sample: int) -> int:
         return int(self.lengths[sample])
@@ -65,3 +113,11 @@ class Pad:
             if extent == length and dim < len(alone) and alone[dim] == own:
                 row = row.narrow(dim, 0 if self.side == "right" else length - own, own)
         return row
+
+
+def _entries(name: str, given: Any) -> list[tuple[str, Any]]:
+    """Every entry with its place, or the one value for all inputs."""
+    if given is None or isinstance(given, int | float):
+        return [("", given)]
+    require_sequence(name, given)
+    return [(f"[{place}]", value) for place, value in enumerate(given)]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bi_compile.testing.batches import Batch, Pool
-from bi_compile.testing.outputs import Outputs, copied
+from bi_compile.testing.outputs import Outputs, apply, copied
 from bi_compile.testing.trees import leaves
 
 # Copies leave every value as it is; whether one is made follows the strides, which are free in a batch of 1.
@@ -86,7 +86,7 @@ def record(
 
 def _run(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
     """A frame of its own, where the search for the user's line ends."""
-    return fn(*inputs)
+    return apply(fn, inputs)
 
 
 class _Recorder(TorchDispatchMode):

@@ -5,7 +5,7 @@ import torch
 
 import bi_compile.templates.reduction.contract  # noqa: F401
 from bi_compile.templates.reduction import oracle
-from bi_compile.testing import ConformanceError, conformance
+from bi_compile.testing import ConformanceError, VacuousCheckError, conformance
 from bi_compile.testing.conforming import CHECKS
 from bi_compile.testing.values import values
 
@@ -76,3 +76,20 @@ def test_samples_that_show_nothing_are_refused():
     tame = [(torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]), [1])]
     with pytest.raises(ConformanceError, match="passing them shows nothing"):
         conformance(ours, tame, stock=stock, checks=["control"], **FEW)
+
+
+def test_where_nothing_is_compared_nothing_passes():
+    with pytest.raises(VacuousCheckError, match="samples is empty"):
+        conformance(ours, [], stock=stock, checks=("batch", "layout"), **FEW)
+    with pytest.raises(VacuousCheckError, match="none of the checks oracle has anything to compare"):
+        conformance(ours, SAMPLES, stock=stock, checks=("oracle",), **FEW)
+    with pytest.raises(ConformanceError, match="layout: VacuousCheckError: no tensor is returned"):
+        conformance(lambda x, dims: 3.0, SAMPLES, stock=stock, checks=("layout",), **FEW)
+    with pytest.raises(ValueError, match="checks must be one of 'batch', 'oracle'"):
+        conformance(ours, SAMPLES, stock=stock, checks=("batchh",), **FEW)
+
+
+def test_a_control_that_shows_nothing_is_none():
+    one = [(torch.ones(1, 3), [1])]
+    with pytest.raises(ConformanceError, match="control: VacuousCheckError: stock PyTorch passes"):
+        conformance(ours, one, stock=stock, checks=("control",), **FEW)

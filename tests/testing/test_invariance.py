@@ -14,6 +14,7 @@ from bi_compile.testing import (
     Pad,
     VacuousCheckError,
     assert_batch_invariant,
+    bisect,
 )
 from tests.bits import order_sensitive
 
@@ -86,6 +87,82 @@ def test_catches_a_dropped_bias_only_with_a_reference(model, samples):
         assert_batch_invariant(biasless, small, reference=model)
 
 
+CONTAINERS = {
+    "a mapping": lambda y: {"logits": y},
+    "a tuple": lambda y: (y,),
+    "nested": lambda y: {"outputs": [y]},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_reference_with_another_container_is_compared_all_the_same(name, samples):
+    """So is a control; either may be the one whose outputs come in another form."""
+    wrap, x = CONTAINERS[name], samples / 1024
+
+    def wrapped(x):
+        return wrap(x * 2)
+
+    for fn, reference, control in (
+        (lambda x: x * 2, wrapped, None),
+        (wrapped, lambda x: x * 2, None),
+        (lambda x: x * 2, lambda x: x * 2, lambda x: wrap(x * 2 + x.mean(0) * 1e-7)),
+    ):
+        report = assert_batch_invariant(fn, x, reference=reference, control=control)
+        assert report.accuracy is not None
+        assert list(report.accuracy.errors.values()) == [0.0]
+    for fn, reference in ((lambda x: x * 6 + 7, wrapped), (lambda x: wrap(x * 6 + 7), lambda x: x * 2)):
+        with pytest.raises(InaccurateResultError, match="farther from the float64 reference"):
+            assert_batch_invariant(fn, x, reference=reference)
+
+
+def test_outputs_that_cannot_be_matched_are_told(samples):
+    def two(x):
+        return {"a": x * 2, "b": x * 3}
+
+    message = r"fn returns output \[1, 301\], the reference returns output\['a'\] \[1, 301\], output\['b'\]"
+    with pytest.raises(ValueError, match=message):
+        assert_batch_invariant(lambda x: x * 2, samples, reference=two)
+    message = r"fn returns output\['a'\] \[1, 301\], output\['b'\] \[1, 301\], the control returns output "
+    with pytest.raises(ValueError, match=message):
+        assert_batch_invariant(two, samples, reference=two, control=lambda x: x + x.mean(0))
+    with pytest.raises(ValueError, match=r"reference has shape \(1, 301\), of stock \(1, 300\)"):
+        assert_batch_invariant(
+            lambda x: x * 2, samples, reference=lambda x: x * 2, control=lambda x: (x + x.mean(0))[:, 1:]
+        )
+    with pytest.raises(ValueError, match=r"fn returns output for sample 1, but output\['a'\], output\['b'\]"):
+        assert_batch_invariant(lambda x: two(x) if torch.equal(x[0], samples[0]) else x, samples)
+
+
+def test_what_stock_gets_wrong_excuses_nothing_else(samples):
+    """Where stock overflows and the reference does not, ours may; everywhere else it is compared."""
+    x = samples.clone() / 1024
+    x[:, 0] = 200.0
+
+    def overflows(x):
+        return x.where(x < 100, x * 3e38 * 3e38) * 2
+
+    assert_batch_invariant(
+        overflows, x, reference=lambda x: x * 2, control=lambda x: overflows(x) + x.mean(0)
+    )
+    with pytest.raises(InaccurateResultError):
+        assert_batch_invariant(lambda x: overflows(x) * 3 + 7, x, reference=overflows_in_fp32(overflows))
+
+
+def overflows_in_fp32(fn):
+    return lambda x: fn(x) if x.dtype == torch.float32 else x * 2
+
+
+def test_complex_outputs_are_compared_with_the_reference(samples):
+    def turned(x):
+        return torch.complex(x, 2 * x)
+
+    report = assert_batch_invariant(turned, samples, reference=turned)
+    assert report.accuracy is not None
+    assert report.accuracy.errors == {"output": 0.0}
+    with pytest.raises(InaccurateResultError):
+        assert_batch_invariant(lambda x: torch.complex(x, 3 * x), samples, reference=turned)
+
+
 def test_catches_a_result_that_is_overwritten_by_the_next_call(samples):
     """Outputs are copied at once, so a reused buffer cannot hide (or fake) a difference."""
     buffer = torch.empty(64, FEATURES)
@@ -145,6 +222,21 @@ class TestRefusesToPassVacuously:
     def test_batches_of_one_only(self, model, samples):
         with pytest.raises(VacuousCheckError, match="no batch size above 1"):
             assert_batch_invariant(model, samples, sizes=(1,))
+
+    def test_no_batch_is_drawn(self, model, samples):
+        for fn in (model, lambda x: x * 2):
+            with pytest.raises(VacuousCheckError, match="trials is 0, and neighbours is empty"):
+                assert_batch_invariant(fn, samples, trials=0, neighbours=())
+        with pytest.raises(VacuousCheckError, match="trials is 0, and no input is floating-point"):
+            assert_batch_invariant(lambda i: i / 3, torch.arange(9).reshape(3, 3), trials=0)
+
+    def test_a_control_that_shows_nothing_itself(self, samples):
+        with pytest.raises(VacuousCheckError, match="of the control: all 9 samples give the same output"):
+            assert_batch_invariant(lambda x: x * 2, samples, control=torch.zeros_like)
+
+    def test_a_reference_that_is_nowhere_finite(self, samples):
+        with pytest.raises(VacuousCheckError, match="no output could be compared with the reference"):
+            assert_batch_invariant(lambda x: x * 2, samples, reference=lambda x: x * torch.inf * 0)
 
     def test_integers_only(self, model, samples):
         with pytest.raises(VacuousCheckError, match="no output is floating-point"):
@@ -272,9 +364,73 @@ class TestPadding:
         with pytest.raises(BatchVarianceError, match="all padded to length"):
             self.run(lambda x, mask: x.double().mean(1), fill=(1.0, 0))
 
-    def test_the_pool_and_the_lengths_must_fit(self):
-        with pytest.raises(ValueError, match="padding has 2 lengths for 6 samples"):
-            assert_batch_invariant(self.by_pair, *self.pool(), padding=Pad(lengths=(1, 2)))
+    @pytest.mark.parametrize(
+        ("pad", "message"),
+        [
+            ({"lengths": (1, 2)}, "padding has 2 lengths for 6 samples"),
+            ({"dim": 7}, "dim of padding for input 0 is 7, but the tensor has 3 dimensions"),
+            ({"dim": 0}, "dim of padding for input 0 is 0, which is its batch dimension"),
+            ({"dim": (1,)}, "dim of padding has 1 entries for 2 inputs"),
+            ({"dim": None}, "dim=None of padding leaves no input to pad"),
+            ({"fill": (0.0,)}, "fill of padding has 1 entries for 2 inputs"),
+            ({"lengths": (9,) * 6}, "padding has a length of 9, but input 0 is 7 long"),
+        ],
+    )
+    def test_the_pool_and_its_padding_must_fit(self, pad, message):
+        with pytest.raises(ValueError, match=message):
+            assert_batch_invariant(
+                self.by_pair, *self.pool(), padding=Pad(**{"lengths": self.lengths, **pad})
+            )
+
+    @pytest.mark.parametrize(
+        ("pad", "error", "message"),
+        [
+            ({"side": "up"}, ValueError, "side must be one of 'right', 'left', not 'up'"),
+            ({"lengths": (3, 0)}, ValueError, r"lengths\[1\] must be at least 1, not 0"),
+            ({"lengths": 3}, TypeError, "lengths must be a sequence such as a tuple, not 3"),
+            ({"dim": 1.5}, TypeError, "dim must be an integer, not 1.5"),
+            ({"fill": "0"}, TypeError, "fill must be a sequence such as a tuple, not '0'"),
+        ],
+    )
+    def test_a_pad_that_cannot_be_meant(self, pad, error, message):
+        with pytest.raises(error, match=message):
+            Pad(**{"lengths": (3, 5), **pad})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"batch_dims": 5}, ValueError, "batch_dims of input 0 is 5, but the tensor has 2 dimensions"),
+        ({"batch_dims": "0"}, TypeError, "batch_dims must be a sequence"),
+        ({"batch_dims": (0, 1)}, ValueError, "batch_dims has 2 entries for 1 inputs"),
+        ({"sizes": 3}, TypeError, "sizes must be a sequence such as a tuple, not 3"),
+        ({"sizes": (2, -1)}, ValueError, r"sizes\[1\] must be at least 1, not -1"),
+        ({"trials": -1}, ValueError, "trials must be at least 0, not -1"),
+        ({"neighbours": 3.0}, TypeError, "neighbours must be a sequence"),
+        ({"padding": (3,)}, TypeError, r"padding must be a Pad such as Pad\(lengths=\(3, 5\)\), not \(3,\)"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, not 0.5"),
+        ({"tolerance": -1}, ValueError, "tolerance must be finite and at least 0, not -1"),
+        ({"control": 3}, TypeError, "control must be callable, not 3"),
+        ({"reference": 3}, TypeError, "reference must be callable, not 3"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_told_by_name(arguments, error, message, samples):
+    with pytest.raises(error, match=message):
+        assert_batch_invariant(lambda x: x * 2, samples, **arguments)
+
+
+def test_inputs_given_as_one_container_are_told(model, samples):
+    for fn, inputs in (
+        (model, (samples,)),
+        (lambda x, y: x + y, [samples, samples]),
+        (model, {"input": samples}),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"fn was given one {type(inputs).__name__} as its only argument"
+        ):
+            assert_batch_invariant(fn, inputs)
+        with pytest.raises(TypeError, match="Inputs are passed one by one"):
+            bisect(fn, inputs)
 
 
 @given(
