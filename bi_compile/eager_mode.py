@@ -67,6 +67,10 @@ class Block:
 _NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
 _NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
 _HIGHER_ORDER = "write it with ordinary ops"
+_APART = (
+    "outside graphs, attention that is not of four dims or has values of another size than keys is computed "
+    "op by op, with other bits than in graphs"
+)
 
 
 class _WholeOps(TorchFunctionMode):
@@ -86,7 +90,7 @@ class _CanonicalOps(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(t.__name__ == "NestedTensor" for t in types):
-            raise UnsupportedOpError(str(func), signature="a nested tensor", where=None, reason=_NESTED)
+            raise _refusal(func, "a nested tensor", _NESTED)
         if isinstance(func, torch._ops.HigherOrderOperator):
             if (build := captured(func)) is not None:
                 with self:
@@ -126,13 +130,18 @@ class _CanonicalOps(TorchDispatchMode):
         if self._on_unsupported == "error":
             shapes = [f"{t.dtype}{list(t.shape)}".removeprefix("torch.") for t in _tensors((args, kwargs))]
             signature = what or f"inputs {', '.join(shapes) or 'none'}"
-            raise UnsupportedOpError(str(func), signature=signature, where=None, reason=reason)
+            raise _refusal(func, signature, reason)
         if self._on_unsupported == "report":
             stack = traceback.extract_stack()
             dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch", stack)
         if self._on_unsupported == "warn":
             warnings.warn(f"bi_compile.eager: {func} runs as stock PyTorch", RuntimeWarning, stacklevel=2)
         return func(*args, **kwargs)
+
+
+def _refusal(func: Any, signature: str, reason: str) -> UnsupportedOpError:
+    where = dynamo.user_line(traceback.extract_stack())
+    return UnsupportedOpError(str(func), signature=signature, where=where, reason=reason, compiling=False)
 
 
 class OutsideGraphs(_CanonicalOps):
@@ -154,18 +163,9 @@ class OutsideGraphs(_CanonicalOps):
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
         if differentiated and any(r.alias_info is None for r in func._schema.returns):
             dynamo.leak("gradient outside graphs", "outside graphs, gradients are stock PyTorch's")
-        elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
-            return _attention(*args, **(kwargs or {}))
+        elif func is torch.ops.aten._safe_softmax.default:  # of scaled_dot_product_attention, taken apart
+            dynamo.leak("attention outside graphs", _APART, traceback.extract_stack())
         return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-def _attention(
-    query: Any, key: Any, value: Any, dropout_p: float = 0.0, is_causal: bool = False, **options: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The canonical attention, and in place of its log-sum-exp, which gradients alone read, nothing."""
-    mask = options.pop("attn_mask", None)
-    build = captured(torch.ops.aten.scaled_dot_product_attention.default)
-    return build(query, key, value, mask, dropout_p, is_causal, **options), query.new_empty(0)
 
 
 def _is_order_free(func: Any, args: Any, kwargs: Any) -> bool:

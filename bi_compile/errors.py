@@ -57,13 +57,19 @@ class OptionError(_Message):
 class UnsupportedOpError(_Message):
     """An order-sensitive or unknown op that has no canonical lowering."""
 
-    def __init__(self, op: str, *, signature: str, where: str | None, reason: str) -> None:
+    def __init__(
+        self, op: str, *, signature: str, where: str | None, reason: str, compiling: bool = True
+    ) -> None:
+        anyway = (
+            'to compile anyway and leave this op alone: options={"on_unsupported": "warn"}.'
+            if compiling
+            else 'to leave this op to stock PyTorch: bi_compile.eager(on_unsupported="warn").'
+        )
         super().__init__(
             f"{op} has no batch-invariant lowering",
             details=[signature, reason],
             where=where,
-            hint='to compile anyway and leave this op alone: options={"on_unsupported": "warn"}. '
-            "Its results, and all that follow from them, may then change with the batch.",
+            hint=f"{anyway} Its results, and all that follow from them, may then change with the batch.",
         )
         self.op = op
 
@@ -233,7 +239,10 @@ class DisabledCheckError(_Message):
 
 
 class LeakWarning(RuntimeWarning):
-    """Something runs as stock PyTorch, and nothing is promised for it. Shown once a line of the user."""
+    """Something runs as stock PyTorch, and nothing is promised for it, or has other bits than in a graph.
+
+    Shown once a line of the user.
+    """
 
     def __init__(self, what: str, *, kind: str, where: str | None) -> None:
         super().__init__(_text(what, (), where, _WAYS_OUT[kind]))
@@ -246,6 +255,7 @@ _WAYS_OUT = {
     "fullgraph=True refuses to leave graphs.",
     "gradient outside graphs": "call backward() under bi_compile.eager(); "
     "fullgraph=True refuses to leave graphs.",
+    "attention outside graphs": "fullgraph=True refuses to leave graphs; bi_compile.eager() has their bits.",
     "stance": "leave torch.compiler.set_stance's force_backend out.",
     "disabled": "unset it, or call the model under bi_compile.eager().",
     "subnormal numbers": "call torch.set_flush_denormal(False).",

@@ -10,6 +10,7 @@ import torch
 
 from bi_compile import inductor
 from bi_compile.passes import (
+    attention,
     complex_numbers,
     contraction,
     convolution,
@@ -32,6 +33,7 @@ from bi_compile.passes import (
 from bi_compile.passes import dropout as per_sample_dropout
 
 PIPELINE = (
+    attention,  # whole, with what it hands to its gradient
     contraction,  # the products first: other decompositions end in them
     convolution,  # likewise, with their gradients
     distance,  # norms of differences between rows

@@ -184,6 +184,10 @@ def test_disabled_check():
             "gradient outside graphs",
             "call backward() under bi_compile.eager(); fullgraph=True refuses to leave graphs.",
         ),
+        (
+            "attention outside graphs",
+            "fullgraph=True refuses to leave graphs; bi_compile.eager() has their bits.",
+        ),
         ("stance", "leave torch.compiler.set_stance's force_backend out."),
         ("disabled", "unset it, or call the model under bi_compile.eager()."),
         ("subnormal numbers", "call torch.set_flush_denormal(False)."),
@@ -192,8 +196,8 @@ def test_disabled_check():
 def test_leak_warning(kind, hint):
     warning = errors.LeakWarning("x runs as stock PyTorch", kind=kind, where="model.py:3, in f:  x(y)")
     assert str(warning) == f"x runs as stock PyTorch\n  model.py:3, in f:  x(y)\nHint: {hint}"
-    kinds = {"outside graphs", "gradient outside graphs", "stance", "disabled", "subnormal numbers"}
-    assert set(errors._WAYS_OUT) == kinds
+    kinds = {"outside graphs", "gradient outside graphs", "attention outside graphs"}
+    assert set(errors._WAYS_OUT) == kinds | {"stance", "disabled", "subnormal numbers"}
 
 
 def test_factory_errors():

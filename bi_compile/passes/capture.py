@@ -63,14 +63,21 @@ def _cdist(
     x1: torch.Tensor,
     x2: torch.Tensor,
     p: float = 2.0,
-    compute_mode: str | None = "use_mm_for_euclid_dist_if_necessary",
+    compute_mode: str | int | None = "use_mm_for_euclid_dist_if_necessary",
 ) -> torch.Tensor:
-    # "If necessary" would look at the number of rows. Products are taken where they are asked for.
-    if compute_mode == "use_mm_for_euclid_dist":
-        return torch.ops.aten.cdist.default(x1, x2, p, 1)
-    if compute_mode not in ("use_mm_for_euclid_dist_if_necessary", "donot_use_mm_for_euclid_dist"):
+    # By differences in every mode: "if necessary" would look at the number of rows, and outside graphs a call
+    # that asks for products is not told from one of many rows.
+    if compute_mode not in _MODES:
         raise ValueError(f"{compute_mode} is not a valid value for compute_mode")
     return torch.ops.aten._cdist_forward.default(x1, x2, p, 2)
+
+
+_MODES = (
+    "use_mm_for_euclid_dist_if_necessary",
+    "use_mm_for_euclid_dist",
+    "donot_use_mm_for_euclid_dist",
+    *(None, 0, 1, 2),  # of the ATen op
+)
 
 
 def _grouped_mm(
@@ -96,6 +103,7 @@ _attention_op = torch.ops.bi_compile.differentiable_attention.default
 
 CAPTURED = {
     torch.cdist: torch.ops.bi_compile.differentiable_cdist.default,
+    torch.ops.aten.cdist.default: _cdist,
     torch.nn.functional.linear: _linear_op,
     torch.nn.functional.scaled_dot_product_attention: _attention_op,
     torch.ops.aten.linear.default: _linear_op,
@@ -120,7 +128,9 @@ def captured(target: Any) -> Any:
     if isinstance(target, torch._ops.OpOverload):
         return CAPTURED.get(target) or BY_NAME.get(target._schema.name)
     if isinstance(target, torch._ops.OpOverloadPacket):
-        return CAPTURED.get(target) or BY_NAME.get(target._qualified_op_name)
+        (name, *others) = target.overloads()
+        only = getattr(target, name) if not others else None
+        return CAPTURED.get(only) or BY_NAME.get(target._qualified_op_name)
     return CAPTURED.get(target)
 
 

@@ -36,6 +36,12 @@ def _slopes(difference: Tensor, distance: Tensor, p: float) -> Tensor:
     return torch.where((distance == 0) | (difference == 0), 0, slopes)
 
 
+@rewrite(aten._euclidean_dist.default)
+def _euclidean_dist(x1: Tensor, x2: Tensor) -> Any:
+    # What `cdist` becomes with more than 25 rows, where it is not caught whole.
+    return bi.cdist(*_batched(x1, x2), 2.0)
+
+
 @rewrite(aten._cdist_backward.default)
 def _cdist_backward(grad: Tensor, x1: Tensor, x2: Tensor, p: float, cdist: Tensor) -> Any:
     x1, x2 = _batched(x1, x2)
@@ -65,4 +71,4 @@ def _pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Any:
     return aten._cdist_backward.default(grads, x, x, p, distances)
 
 
-REWRITES = (*_cdist, *_cdist_backward, *_pdist, *_pdist_backward)
+REWRITES = (*_cdist, *_euclidean_dist, *_cdist_backward, *_pdist, *_pdist_backward)

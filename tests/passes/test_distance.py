@@ -1,4 +1,4 @@
-"""Distances become norms of differences, gradients too; products of matrices stay where they are asked."""
+"""Distances become norms of differences, gradients too, in every mode."""
 
 import pytest
 import torch
