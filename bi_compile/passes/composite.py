@@ -1,52 +1,19 @@
 """Functions that stand whole in a graph from Dynamo although they are Python: opened up, with our ops inside.
 
-`multi_head_attention_forward` is PyTorch's own code in which `linear` and `scaled_dot_product_attention` are
-ours: traced as it is, they would be taken apart by the layout of their inputs. `instance_norm` makes channels
-of its samples and calls batch_norm in training mode; here every channel of every sample is a row. softshrink
-is an op, but arrives in pieces that round. `interpolate` has one gradient; so have functions that call it.
+`multi_head_attention_forward` has a file of its own. `instance_norm` makes channels of its samples and calls
+batch_norm in training mode; here every channel of every sample is a row. softshrink is an op, but arrives in
+pieces that round. `interpolate` has one gradient; so have functions that call it.
 """
-
-import types
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bi_compile.passes import interpolation
+from bi_compile.passes import interpolation, multi_head_attention
+from bi_compile.passes.rebinding import rebound
 
 Tensor = torch.Tensor
 
-
-def _rebound(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:
-    """A copy of a Python function in which global names mean something else."""
-    assert isinstance(function, types.FunctionType)
-    copy = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    copy.__module__ = __name__
-    return copy
-
-
-_ours = {
-    "linear": lambda *arguments: torch.ops.bi_compile.differentiable_linear(*arguments),
-    "scaled_dot_product_attention": lambda *arguments, **options: (
-        torch.ops.bi_compile.differentiable_attention(*arguments, **options)
-    ),
-    "interpolate": interpolation.interpolate,
-    "has_torch_function": lambda tensors: False,
-}
-_helpers = {
-    name: _rebound(getattr(F, name), _ours)
-    for name in ("_in_projection", "_in_projection_packed")
-    if hasattr(F, name)
-}
-multi_head_attention_forward = _rebound(F.multi_head_attention_forward, {**_ours, **_helpers})
+_ours = {"interpolate": interpolation.interpolate}
 
 
 def instance_norm(
@@ -76,12 +43,12 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 
 COMPOSITES = {
-    F.multi_head_attention_forward: multi_head_attention_forward,
+    F.multi_head_attention_forward: multi_head_attention.multi_head_attention_forward,
     F.instance_norm: instance_norm,
     F.interpolate: interpolation.interpolate,
-    F.upsample: _rebound(F.upsample, _ours),
-    F.upsample_nearest: _rebound(F.upsample_nearest, _ours),
-    F.upsample_bilinear: _rebound(F.upsample_bilinear, _ours),
+    F.upsample: rebound(F.upsample, _ours),
+    F.upsample_nearest: rebound(F.upsample_nearest, _ours),
+    F.upsample_bilinear: rebound(F.upsample_bilinear, _ours),
     # PyTorch takes it apart above autograd, where no table of decompositions is asked.
     F.softshrink: softshrink,
 }

@@ -63,7 +63,7 @@ from bi_compile.templates.registry import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CUDA_DTYPES = DTYPES[:3]
-_LARGE = 2.0**16
+LARGE = 2.0**16
 """From here on a logsumexp in fp32 is no longer accurate enough for weights that sum to 1."""
 
 
@@ -201,7 +201,7 @@ def attention_backward(
     finite_lse = torch.where(lse == -math.inf, 0.0, lse).unsqueeze(-1)
     weights = torch.exp(scores - finite_lse)
     # A logsumexp of large numbers has rounded the count of the keys away.
-    small = (lse.abs() < _LARGE) | (lse == -math.inf)
+    small = (lse.abs() < LARGE) | (lse == -math.inf)
     share = torch.where(small.unsqueeze(-1), 1.0, total(weights, [-1], True))
     weights = (weights / share).reshape(groups, rows, keys)
 
