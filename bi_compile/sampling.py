@@ -38,7 +38,8 @@ def sample(
     temperature, top_k, top_p: one for all rows or a tensor [B]. Temperature 0 takes the first largest logit.
     As elsewhere, top_k keeps the k largest (the lower index first among equals), then top_p the fewest of
     these, largest first, whose probabilities reach p; the largest is always kept.
-    Returns [B] int64. Raises ValueError for shapes that do not fit and settings out of range.
+    Returns [B] int64. Raises ValueError for shapes that do not fit, settings out of range, seeds, positions
+    and streams that are no integers, and rows whose largest logit is not finite: NaN, inf, -inf alone.
     """
     if logits.dim() != 2:
         raise ValueError(f"sample: logits are [batch, vocabulary], got {list(logits.shape)}")
@@ -51,6 +52,12 @@ def sample(
         _check(name, column, (column >= 0) & (column <= _LOW), "at least 0 and below 2^32")
     temperature = _column("temperature", temperature, batch, torch.float64, device)
     _check("temperature", temperature, temperature >= 0, "at least 0")
+    largest = logits.detach().amax(-1)
+    if not bool(largest.isfinite().all()):
+        row = int((~largest.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"sample: the largest logit of a row must be finite, got {largest[row].item()} in row {row}"
+        )
     greedy = temperature == 0
     uniform = _uniform(seeds, streams, positions, vocabulary)
     with eager():
@@ -113,7 +120,10 @@ def _kept(scores: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | No
 def _column(
     name: str, value: Tensor | Sequence[int] | float, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    column = torch.as_tensor(value, dtype=dtype, device=device).reshape(-1, 1)
+    column = torch.as_tensor(value, device=device)
+    if dtype == torch.int64 and column.numel() and (column.is_floating_point() or column.is_complex()):
+        raise ValueError(f"sample: {name} must be integers, got {column.flatten()[0].item()}")
+    column = column.to(dtype).reshape(-1, 1)
     if len(column) not in (1, batch):
         raise ValueError(f"sample: {name} has {len(column)} entries for {batch} rows of logits")
     return column.expand(batch, 1)

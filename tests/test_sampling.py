@@ -127,8 +127,24 @@ def test_masked_tokens_are_never_drawn():
         ("top_p must be above 0 and at most 1, got 1.5", {"top_p": 1.5}),
         ("streams has 3 entries for 2 rows", {"streams": [1, 2, 3]}),
         ("positions must be at least 0", {"positions": -1}),
+        ("positions must be integers, got 1.5", {"positions": 1.5}),
     ],
 )
 def test_bad_settings_are_refused(message, options):
     with pytest.raises(ValueError, match=message):
         sample(torch.zeros(2, 4), [1, 2], options.pop("positions", 0), **options)
+
+
+def test_seeds_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match=r"seeds must be integers, got 1\.5"):
+        sample(torch.zeros(2, 4), [1.5, 2.0], 0)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_from_which_nothing_can_be_drawn_are_refused(value, temperature):
+    logits = torch.zeros(3, 4)
+    logits[2] = float(value)
+    with pytest.raises(ValueError, match=f"largest logit of a row must be finite, got {value} in row 2"):
+        sample(logits, [1, 2, 3], 0, temperature=temperature)
+    assert sample(logits[:2], [1, 2], 0, temperature=temperature).shape == (2,)

@@ -36,7 +36,8 @@ def varlen_attention(
     seqused_k [N]: how many keys of a sequence are there. Windows and causality count from the last query and
     the last key. num_splits changes nothing: the splits are fixed. Returns the output [T, Hq, D], the
     logsumexp [Hq, T] in fp32 and an empty state of random numbers. Raises ValueError for pages without
-    seqused_k and for keys without cu_seq_k.
+    seqused_k, for keys without cu_seq_k and for a sequence longer than max_q or max_k; compiled graphs, which
+    know no lengths, give NaN for such a sequence.
     """
     queries = _slots(cu_seq_q, max_q)
     query_lengths = cu_seq_q[1:] - cu_seq_q[:-1]
@@ -55,6 +56,10 @@ def varlen_attention(
         key_lengths = seqused_k
         key, value = key.flatten(0, 1), value.flatten(0, 1)
 
+    too_long = (query_lengths > max_q) | (key_lengths > max_k)
+    if not torch.compiler.is_compiling() and bool(too_long.any()):
+        longest = int(query_lengths.max()), int(key_lengths.max())
+        raise ValueError(f"varlen_attn: max_q={max_q} and max_k={max_k}, but sequences have up to {longest}")
     q, k, v = (_gathered(t, slots) for t, slots in ((query, queries), (key, keys), (value, keys)))
     left, right = window_size or (-1, -1)
     mask = _visible(query_lengths, key_lengths, max_q, max_k, left, 0 if is_causal else right)
@@ -66,6 +71,7 @@ def varlen_attention(
     sequence = sequence.clamp(max=len(query_lengths) - 1)
     place = (token - cu_seq_q[sequence]).clamp(0, max_q - 1)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    out = torch.where(too_long[:, None, None, None], math.nan, out)
     return out.transpose(1, 2)[sequence, place], lse.transpose(1, 2)[sequence, place].T.float(), state
 
 
