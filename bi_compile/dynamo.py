@@ -119,13 +119,23 @@ def _callback(stock: Callable[..., Any], callback: Any) -> Any:
     return result
 
 
-def _compute_outside_graphs() -> None:
+def _mode_is_ours() -> bool:
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
 
+    return any(type(mode).__module__.startswith("bi_compile.") for mode in modes())
+
+
+@torch.compiler.assume_constant_result
+def in_effect() -> bool:
+    """Whether this thread is under `bi_compile.eager()` or in a function compiled with the backend."""
+    return bool(_thread.calls) or _mode_is_ours()
+
+
+def _compute_outside_graphs() -> None:
     assert _outside is not None
     if not _thread.calls or _thread.mode is not None:
         return
-    if not any(type(mode).__module__.startswith("bi_compile.") for mode in modes()):
+    if not _mode_is_ours():
         _thread.mode = _outside()
         _thread.mode.__enter__()
 

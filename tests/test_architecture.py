@@ -66,7 +66,7 @@ ALLOWED = {
     },
     "eager_mode": {"analysis", "dynamo", "errors", "options", "passes", "pipeline", "templates.pointwise"},
     "sampling": {"eager_mode"},
-    "integrations": {"errors", "passes", "sampling", "templates.attention"},
+    "integrations": {"dynamo", "errors", "passes", "sampling", "templates.attention"},
     "testing": {"errors", "report"},
     "supported": {"analysis", "passes", "pipeline", "templates.pointwise"},
     "progress": set(),

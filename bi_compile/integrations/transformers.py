@@ -7,21 +7,25 @@
         model.generate(**inputs, do_sample=False)
 
 `prepare` sets the attention implementation "batch_invariant", which importing this module registers. It has
-softcaps, sinks, position biases, values of another size than keys, and grouped heads without copies.
+softcaps, sinks, position biases, values of another size than keys, and grouped heads without copies. With
+this module imported, quantised caches are refused under `bi_compile.eager()` and in functions that the
+backend compiles, also where a model was not prepared.
 """
 
+import functools
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, LogitsProcessor, PreTrainedModel
-from transformers.cache_utils import QuantizedCache
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, cache_utils
 from transformers.masking_utils import sdpa_mask
 
+from bi_compile.dynamo import in_effect
 from bi_compile.errors import QuantizedCacheError
+from bi_compile.integrations.seeded_sampling import SeededSampling, seeded
 from bi_compile.passes import capture  # noqa: F401  (defines the op called below)
-from bi_compile.sampling import sample
+
+__all__ = ["NAME", "SeededSampling", "attention", "prepare", "seeded"]
 
 NAME = "batch_invariant"
 
@@ -111,39 +115,28 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 
 def _refuse_quantised(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, QuantizedCache):
-        raise QuantizedCacheError(type(cache).__name__)
+    for part in (cache, *(getattr(cache, f"{kind}_attention_cache", None) for kind in ("self", "cross"))):
+        for layer in getattr(part, "layers", ()):
+            _refuse_quantised_layer(layer)
 
 
-class SeededSampling(LogitsProcessor):
-    """A logits processor for `generate(do_sample=False)` that draws as `bi_compile.sampling.sample` does.
+def _refuse_quantised_layer(layer: Any) -> None:
+    if isinstance(layer, _QUANTISED):
+        raise QuantizedCacheError(type(layer).__name__)
 
-    Put it last: it leaves the drawn token alone possible, which greedy search then takes. Settings that
-    `generate` itself would apply (temperature, top_k, top_p) are given here.
-    seeds: one for each prompt. For n samples repeat each prompt n times, next to one another: they are the
-    streams 0 ... n-1 of its seed. (`num_return_sequences` asks for `do_sample=True`, whose draw is refused.)
-    One object serves one call of `generate`.
-    """
 
-    def __init__(self, seeds: Sequence[int], **settings: Any) -> None:
-        self._seeds = torch.tensor(list(seeds), dtype=torch.int64)
-        self._settings = settings
-        self._prompt: int | None = None
+_QUANTISED = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
+_update = cache_utils.Cache.update
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids [B, so far], scores [B, V]; B a multiple of the seeds. Returns [B, V]."""
-        rows, requests = len(scores), len(self._seeds)
-        if rows % requests:
-            raise ValueError(f"SeededSampling: {requests} seeds do not divide {rows} rows of logits")
-        if self._prompt is None:
-            # Padding on the left counts as prompt: only what comes after is counted.
-            self._prompt = input_ids.shape[1]
-        each = rows // requests
-        tokens = sample(
-            scores,
-            self._seeds.repeat_interleave(each),
-            input_ids.shape[1] - self._prompt,
-            streams=torch.arange(rows) % each,
-            **self._settings,
-        )
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.unsqueeze(1), 0.0)
+
+@functools.wraps(_update)
+def _checked_update(
+    self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int, *more: Any, **also: Any
+) -> Any:
+    if layer_idx < len(self.layers) and isinstance(self.layers[layer_idx], _QUANTISED) and in_effect():
+        _refuse_quantised_layer(self.layers[layer_idx])
+    return _update(self, key_states, value_states, layer_idx, *more, **also)
+
+
+# A model that was not prepared takes its cache's keys as they come: refused here, and only where we compute.
+cache_utils.Cache.update = _checked_update

@@ -1,6 +1,7 @@
 """transformers' continuous batching: pages of a shared pool, requests that come and go, shared beginnings."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.cache_allocators.cache_pool import CachePool
 
 import bi_compile
+from bi_compile.integrations.transformers import SeededSampling, seeded
 from tests.generation import decoders
 from tests.integrations.test_transformers import generate
 
@@ -100,6 +102,64 @@ def test_tokens_and_logits_are_those_of_each_prompt_alone(name, hits):
         assert wanted <= set(rows)
         # A sliding window shares no pages.
         assert max(hits, default=0) == (SHARED // page_size * page_size if shared and name != "gemma3" else 0)
+
+
+def arriving(manager, sequences, order, **arguments):
+    """Tokens of each prompt, added in any order at any time while others are under way."""
+    draw, added, found = random.Random(order), {}, {}
+    manager.start()
+    try:
+        for i in draw.sample(range(len(sequences)), len(sequences)):
+            added[manager.add_request(sequences[i].tolist(), **{k: v[i] for k, v in arguments.items()})] = i
+            time.sleep(draw.choice((0, 0, 0.02, 0.1)))
+        while len(found) < len(sequences):
+            output = manager.get_result(timeout=60)
+            assert output is not None, "no result in a minute"
+            if output.is_finished():
+                found[added[output.request_id]] = output.generated_tokens
+    finally:
+        manager.stop(block=True)
+    return [found[i] for i in range(len(sequences))]
+
+
+def manager_of(model, **options):
+    greedy = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.init_continuous_batching(
+        generation_config=GenerationConfig(**greedy | options),
+        continuous_batching_config=ContinuousBatchingConfig(
+            num_blocks=64, page_size=8, max_batch_tokens=40, allow_block_sharing=False
+        ),
+    )
+
+
+@torch.no_grad()
+def test_requests_at_random_times_draw_by_their_own_seeds():
+    model = decoders.build("llama", attention="sdpa")
+    model.forward = bi_compile.eager()(model.forward)
+    sequences = prompts()
+    greedy = [generate(model, [p], max_new_tokens=NEW)[1][0].tolist() for p in sequences]
+    assert arriving(manager_of(model), sequences, 1) == greedy
+    seeds, settings = [2**40 + i for i in range(len(sequences))], {"temperature": 0.9, "top_p": 0.95}
+    expected = []
+    for prompt, seed in zip(sequences, seeds, strict=True):
+        processor = SeededSampling([seed], **settings)
+        expected.append(
+            generate(model, [prompt], max_new_tokens=NEW, logits_processor=[processor])[1][0].tolist()
+        )
+    for order in (2, 3):
+        assert arriving(seeded(manager_of(model), **settings), sequences, order, seed=seeds) == expected
+    assert expected != greedy
+
+
+@torch.no_grad()
+def test_a_manager_that_would_not_draw_by_seeds_is_refused():
+    model = decoders.build("llama", attention="sdpa")
+    with pytest.raises(ValueError, match="do_sample=True would draw by stock sampling"):
+        seeded(manager_of(model, do_sample=True))
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+        seeded(manager_of(model), temperature=-1.0)
+    with pytest.raises(ValueError, match=r"add_request\(prompt, seed=...\)"):
+        seeded(manager_of(model)).add_request([5, 6])
 
 
 @torch.no_grad()

@@ -3,11 +3,16 @@
 import os
 import warnings
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
-from transformers.cache_utils import QuantizedCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    QuantizedCache,
+    QuantizedLayer,
+)
 
 import bi_compile
 from bi_compile import report
@@ -182,15 +187,81 @@ def test_stock_sampling_is_refused(llama):
         generate(llama, PROMPTS, do_sample=True)
 
 
+@torch.no_grad()
+def test_one_sampler_serves_several_prompts(llama):
+    """Longer, shorter and lengthened prompts start anew; a finished text goes on."""
+    processor = ours.SeededSampling([7], temperature=0.9)
+
+    def drawn(prompt, processor, new=NEW):
+        return generate(llama, [prompt], logits_processor=[processor], max_new_tokens=new)[1][0]
+
+    with bi_compile.eager():
+        text = torch.cat([PROMPTS[1], drawn(PROMPTS[1], processor)])
+        for prompt in (PROMPTS[2], PROMPTS[0], PROMPTS[0], torch.cat([PROMPTS[0], PROMPTS[2]])):
+            fresh = ours.SeededSampling([7], temperature=0.9)
+            assert torch.equal(drawn(prompt, processor), drawn(prompt, fresh))
+        begun = torch.cat([PROMPTS[1], drawn(PROMPTS[1], processor, new=5)])
+        assert torch.equal(torch.cat([begun, drawn(begun, processor, new=NEW - 5)]), text)
+
+
+@torch.no_grad()
+def test_guessed_tokens_that_are_taken_back_move_no_position(llama):
+    def drawn(**options):
+        processor = ours.SeededSampling([7], temperature=0.3)
+        return generate(llama, PROMPTS[1:2], logits_processor=[processor], output_logits=False, **options)[1]
+
+    with bi_compile.eager():
+        assert torch.equal(drawn(prompt_lookup_num_tokens=3), drawn())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "seeds", "settings"),
+    [
+        (ValueError, "no seeds", [], {}),
+        (TypeError, "temprature", [1], {"temprature": 0.8}),
+        (ValueError, "top_p must be above 0 and at most 1, got 1.5", [1], {"top_p": 1.5}),
+        (TypeError, "'float' object cannot be interpreted as an integer", [1.5], {}),
+    ],
+)
+def test_a_sampler_refuses_its_settings_at_once(error, message, seeds, settings):
+    with pytest.raises(error, match=message):
+        ours.SeededSampling(seeds, **settings)
+
+
 def test_seeds_that_do_not_divide_the_rows_are_refused():
     with pytest.raises(ValueError, match="2 seeds do not divide 3 rows"):
         ours.SeededSampling([1, 2])(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 5))
 
 
-def test_quantised_caches_are_refused(llama):
-    cache = mock.Mock(spec=QuantizedCache)
-    with pytest.raises(QuantizedCacheError, match="depend on how its prompt was cut"):
-        llama(input_ids=PROMPTS[0].unsqueeze(0), past_key_values=cache)
+class Rounding(QuantizedLayer):
+    """What a user may put into a cache."""
+
+    def _quantize(self, tensor, axis):
+        return (tensor * 8).round() / 8
+
+    def _dequantize(self, q_tensor):
+        return q_tensor
+
+
+QUANTISED = {
+    "Rounding": lambda config: Cache(layers=[Rounding() for _ in range(config.num_hidden_layers)]),
+    "Fp8QuantizedLayer": lambda config: QuantizedCache("fp8", config),
+}
+
+
+@pytest.mark.parametrize("layer", QUANTISED)
+@torch.no_grad()
+def test_quantised_caches_are_refused(layer, llama):
+    ids = PROMPTS[0].unsqueeze(0)
+    refused = pytest.raises(QuantizedCacheError, match=f"{layer} makes a token depend on how its prompt")
+    for cache in (made := QUANTISED[layer](llama.config), EncoderDecoderCache(made, DynamicCache())):
+        with refused:
+            llama(input_ids=ids, past_key_values=cache)
+    unprepared = decoders.build("llama")
+    with refused, bi_compile.eager():
+        unprepared(input_ids=ids, past_key_values=QUANTISED[layer](llama.config))
+    stock = unprepared(input_ids=ids, past_key_values=QUANTISED[layer](llama.config))
+    assert stock.past_key_values.get_seq_length() == len(PROMPTS[0]), "stock PyTorch goes on as before"
 
 
 def test_dropout_is_refused():
