@@ -145,6 +145,34 @@ def test_norms_are_the_cpus(dtype):
                 assert_same_bits(f.cpu(), oracle.rounded(e, f.dtype), f"{shape}")
 
 
+def test_a_kernel_brought_early_waits_for_those_ahead():
+    def chain(x, w, after):
+        y = x
+        for i in range(12):
+            norm = normalization.rms_norm if i % 2 else normalization.layer_norm
+            y = after(norm(y, w.shape, w)[0])
+            y = after(y @ x.t()) @ x if i % 3 == 0 else after(y + x)
+            y = after(softmax.softmax(y, -1)) + after(reduction.sum(y, (1,), True)) * 2**-8
+        return y
+
+    def waits(y):
+        torch.cuda.synchronize()
+        return y
+
+    for rows, n in ((1, 768), (40, 4096), (3000, 768)):
+        x, w = torch.randn(rows, n, device="cuda").bfloat16(), torch.randn(n, device="cuda").bfloat16()
+        expected = chain(x, w, waits)
+        assert expected.isfinite().all()
+        graph = torch.cuda.CUDAGraph()
+        assert_same_bits(chain(x, w, lambda y: y), expected)
+        with torch.cuda.graph(graph):
+            found = chain(x, w, lambda y: y)
+        for _ in range(10):
+            found.fill_(torch.nan)
+            graph.replay()
+            assert_same_bits(found, expected)
+
+
 @EACH_DTYPE
 def test_a_sum_joined_with_its_norm_is_both(dtype, tmp_path):
     for shape in ((3, 70), (300, 4096), (2, 5, 768), (2, 70_000)):

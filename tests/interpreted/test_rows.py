@@ -216,11 +216,13 @@ def test_blocks_change_no_bit(monkeypatch):
 
 
 _BUILD = """
-import torch
+import re, torch
+from bi_compile.templates.gpu import overlap
 from bi_compile.templates.normalization import gpu as normalization
 from bi_compile.templates.reduction import gpu as reduction
 from bi_compile.templates.softmax import gpu as softmax
 compiled.compile_launches({capability})
+overlap.capability = lambda device: {capability}
 for dtype, shape in ((torch.bfloat16, (4096, 4096)), (torch.float32, (1, 768))):
     x, w = torch.empty(shape, dtype=dtype), torch.empty(shape[1], dtype=dtype)
     reduction.sum(x, (1,), False), reduction.sum(x, (0,), False), reduction.argmax(x, (1,), False)
@@ -232,6 +234,10 @@ reduction.logsumexp(torch.empty(2, 200000), (1,), False)
 for build in compiled.BUILDS:
     assert build["local"] == build["stack"] == 0, build
     assert "fma.rn.f32" not in build["asm"]["ptx"] or build["name"] in ("_softmax", "_reduce"), build["name"]
+    order = re.findall(r"griddepcontrol[.]wait|(?:ld|st)[.]global", build["asm"]["ptx"])
+    overlaps = {capability} >= 90 and build["name"] != "_first_equal"
+    assert (order[0], order.count("griddepcontrol.wait")) == (
+        ("griddepcontrol.wait", 1) if overlaps else (order[0], 0)), build["name"]
 print(len(compiled.BUILDS))
 """
 

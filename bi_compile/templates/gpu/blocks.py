@@ -60,16 +60,19 @@ class Blocks:
         )  # fmt: skip
 
     @classmethod
-    def for_rows(cls, view: RowView, *, size: int, most_chunks: int, alike: int = 1) -> "Blocks":
+    def for_rows(
+        cls, view: RowView, *, size: int, most_chunks: int, alike: int = 1, many: int = PROGRAMS
+    ) -> "Blocks":
         """Whole rows, where they are no longer than `most_chunks`, or the first span of that many chunks.
 
         alike: rows of a program that share something to be read.
+        many: so many rows wait for one another, and what counts is not how long one takes.
         """
         chunks = min(power_of_two(-(-view.n // REDUCTION_CHUNK)), most_chunks)
         lanes = chunks * REDUCTION_LANES
         enough = power_of_two(max(1, view.rows // PROGRAMS))
-        # Where rows are few their latency counts: one accumulator a thread. Two are better for many.
-        if view.rows < PROGRAMS or size > 2 or view.n % REDUCTION_CHUNK:
+        # One accumulator a thread has the least latency. Two are better for many rows: wider reads.
+        if view.rows < many or size > 2 or view.n % REDUCTION_CHUNK:
             each, rows = 1, max(1, 128 // lanes)
         else:
             each, rows = 2, max(1, min(alike, 256 // lanes))
@@ -107,7 +110,7 @@ def _tile(view: RowView, length: int, rows: int, warps: int) -> int:
     """How much of a row is written at a time."""
     threads = 32 * warps
     at_once = power_of_two(length)
-    if view.rows >= PROGRAMS and at_once != view.n:
+    if at_once != view.n:
         # Up to 16 bytes a thread, and less where that leaves no part of a tile empty.
         at_once = min(at_once, 8 * threads // rows)
         if (view.n & -view.n) >= 4 * threads // rows:

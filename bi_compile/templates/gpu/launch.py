@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from bi_compile.templates.gpu.overlap import overlapping
+
 _ALIGNMENT = 16
 """Bytes. Triton compiles a kernel anew where a pointer is not a multiple of it."""
 
@@ -40,8 +42,9 @@ class Launch:
         if aligned and self._compiled is not None:
             self._compiled[(*self._grid, 1, 1)[:3]](*descriptors, *tensors, *self._others)
             return
-        compiled = self._kernel[self._grid](*descriptors, *tensors, **self._arguments)
+        arguments = {**self._arguments, **overlapping(self._kernel, tensors[0].device)}
+        compiled = self._kernel[self._grid](*descriptors, *tensors, **arguments)
         if aligned:
             self._compiled = compiled
             names = getattr(self._kernel, "arg_names", ())[len(descriptors) + len(tensors) :]
-            self._others = tuple(self._arguments[name] for name in names)
+            self._others = tuple(arguments[name] for name in names)

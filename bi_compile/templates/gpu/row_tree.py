@@ -65,7 +65,16 @@ def fold_lanes(lanes, PRODUCT: tl.constexpr = False):
 @triton.jit
 def fold(lanes, PRODUCT: tl.constexpr = False):
     """[ROWS, CHUNKS, LANES] -> [ROWS]."""
-    return fold_chunks(fold_lanes(lanes, PRODUCT), PRODUCT)
+    return everywhere(fold_chunks(fold_lanes(lanes, PRODUCT), PRODUCT))
+
+
+@triton.jit
+def everywhere(x):
+    """x of shape [ROWS]. A single number is made a scalar, which all threads have, whatever their layout."""
+    if x.shape[0] == 1:
+        return tl.full((1,), tl.sum(x, 0), x.dtype)
+    else:
+        return x
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bi_compile.templates.gpu import functions, row_tree
+from bi_compile.templates.gpu import functions, overlap, row_tree
 from bi_compile.templates.gpu.blocks import Blocks
 from bi_compile.templates.gpu.device import COMPILATION
 from bi_compile.templates.gpu.launch import Launch
@@ -114,9 +114,10 @@ def _reduce(
     KIND: tl.constexpr, ELEMENT: tl.constexpr, FINISH: tl.constexpr,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
     WHOLE: tl.constexpr, FULL: tl.constexpr,
-    KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
+    KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out[span, row] for ROWS rows and one span of CHUNKS chunks."""
+    overlap.follow(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     span = tl.program_id(1)
     there = (row < rows)[:, None, None]
@@ -157,8 +158,10 @@ def _reduce(
 def _combine(
     parts, shifts, out, rows, count, number: tl.float64,
     KIND: tl.constexpr, FINISH: tl.constexpr, SHIFTED: tl.constexpr, ROWS: tl.constexpr, LEAVES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out[group, row] from parts[group * LEAVES + leaf, row]; leaves from `count` on are absent."""
+    overlap.follow(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1)
     leaf = group.to(tl.int64) * LEAVES + tl.arange(0, LEAVES)

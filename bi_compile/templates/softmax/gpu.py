@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bi_compile.templates.gpu import functions, row_tree
+from bi_compile.templates.gpu import functions, overlap, row_tree
 from bi_compile.templates.gpu.blocks import Blocks
 from bi_compile.templates.gpu.device import COMPILATION
 from bi_compile.templates.gpu.launch import Launch
@@ -104,9 +104,10 @@ def _softmax(
     kept_size, kept_outer, kept_inner, element_size, element_outer, element_inner,
     LOG: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
     WHOLE: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr,
-    KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr,
+    KEPT_TWO: tl.constexpr, ELEMENT_TWO: tl.constexpr, WIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The row (a, b) of `out` begins at a * out_outer + b; its elements are out_inner apart."""
+    overlap.follow(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = (row < rows)[:, None, None]
     begin = x + row_tree.row_offset(row, kept_size, kept_outer, kept_inner, KEPT_TWO)[:, None, None]
