@@ -17,6 +17,7 @@ from bi_compile.passes import (
     creation,
     distance,
     embedding_bag,
+    fast_path,
     grid_sampling,
     interpolation,
     normalization,
@@ -33,6 +34,7 @@ from bi_compile.passes import (
 from bi_compile.passes import dropout as per_sample_dropout
 
 PIPELINE = (
+    fast_path,  # whole layers
     attention,  # whole, with what it hands to its gradient
     contraction,  # the products first: other decompositions end in them
     convolution,  # likewise, with their gradients
