@@ -2,20 +2,21 @@
 
 Both runs record every op. The ops are matched in order, and from the differing output we walk back through
 ops whose own results differ: an op that differs and is not to be seen in the output (`arange` over the batch)
-is none of them, and the earliest one is where the difference arises.
+is none of them, and the earliest one is where the difference arises. The ops of compiled graphs cannot be
+seen: where no op differs by itself, the function is run as it is, and its outputs are compared as a whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from bi_compile.testing.arguments import require_callable
 from bi_compile.testing.batches import Batch, Pool, require_drawing
-from bi_compile.testing.bits import differing
 from bi_compile.testing.matching import Changes, Runs, behind
-from bi_compile.testing.outputs import Outputs, batch_dims_of_outputs, row_of
+from bi_compile.testing.outputs import call
 from bi_compile.testing.recording import Op, Recording, record
+from bi_compile.testing.searching import Found, changed, first_difference
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class FirstDifference:
     """The samples of the batch, in order."""
     position: int
     element: tuple[int, ...] | None
-    """The first element of the op's result for the sample that differs."""
+    """The first element of the op's result, or of the output, for the sample that differs."""
     ulps: float | None
     """The distance of its two values; None where it has none."""
     neighbours: tuple[int, ...] | None
@@ -61,7 +62,9 @@ def bisect(
     under: Callable[[], AbstractContextManager] | None = None,
     seed: int = 0,
 ) -> FirstDifference | None:
-    """Name the first op whose bits for a sample change with its batch; None if no output changes.
+    """Name the first op whose bits for a sample change with its batch.
+
+    None if no output changes, neither op by op nor, as far as that is something else, in compiled graphs.
 
         print(bisect(model, inputs))
         print(bisect(model, inputs, under=bi_compile.eager))
@@ -75,7 +78,8 @@ def bisect(
     The result of `torch.compile` is run without its compiler, op by op, here or anywhere in fn: the ops of a
     compiled graph cannot be seen. For backend="batch_invariant", `under=bi_compile.eager` runs the same
     canonical ops; for any other backend the op is named that eager PyTorch varies, which need not be the
-    compiled graph's.
+    compiled graph's. Where no op varies, fn is run as it is, compiled graphs included (with `under`, only if
+    fn itself is the result of `torch.compile`): a difference then names the output and no op.
 
     Ops are seen below autograd. Views and copies compute nothing and are passed over; sparse and nested
     tensors are not compared. All results of two runs are held in memory.
@@ -91,20 +95,19 @@ def bisect(
     def run(batch: Batch) -> Recording:
         return record(target, pool, batch, under)
 
-    alone: dict[int, Outputs] = {0: run(pool.alone(0)).outputs}
-    dims = batch_dims_of_outputs(lambda batch: run(batch).outputs, pool, alone[0])
-    for size in sizes:
-        for batch in pool.draw(size, trials=trials, neighbours=neighbours, seed=seed):
-            together = run(batch)
-            for position in batch.kept:
-                sample = batch.members[position]
-                if sample not in alone:
-                    alone[sample] = run(pool.alone(sample)).outputs
-                name = _differing_output(pool, together.outputs, alone[sample], dims, batch, position)
-                if name is not None:
-                    runs = Runs(batch, position, together, run(pool.alone(sample)))
-                    return _explain(runs, name, run, note)
-    return None
+    def run_whole(batch: Batch) -> Recording:
+        return Recording(outputs=call(fn, pool, batch)[0])
+
+    def batches() -> Iterator[Batch]:
+        for size in sizes:
+            yield from pool.draw(size, trials=trials, neighbours=neighbours, seed=seed)
+
+    if found := first_difference(pool, run, batches()):
+        return _explain(found, run, note)
+    if under is not None and target is fn:
+        return None
+    found = first_difference(pool, run_whole, batches())
+    return _no_op(found, _whole(found, pool, run_whole)) if found else None
 
 
 def _without_compiler(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,34 +115,26 @@ def _without_compiler(fn: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(fn, "_orig_mod", None) or getattr(fn, "_torchdynamo_orig_callable", None) or fn
 
 
-def _differing_output(
-    pool: Pool, outputs: Outputs, alone: Outputs, dims: dict[str, int], batch: Batch, position: int
-) -> str | None:
-    for name, dim in dims.items():
-        want = alone[name]
-        row = row_of(pool, outputs.get(name), dim, position=position, batch=batch, expected=want)
-        if row is None or row.shape != want.shape or row.dtype != want.dtype or differing(row, want).any():
-            return name
-    return None
-
-
-def _explain(
-    runs: Runs, output: str, run: Callable[[Batch], Recording], note: tuple[str, ...]
-) -> FirstDifference:
+def _explain(found: Found, run: Callable[[Batch], Recording], note: tuple[str, ...]) -> FirstDifference:
+    runs, output = found.runs, found.output
     changes = runs.changes()
     parted = runs.parted()
     if parted is not None:
         return _other_ops(runs, *parted, changes, note)
     numbers, unknown = behind(runs.together, runs.together.writers.get(output, frozenset()), changes)
     if not numbers:
-        return _no_op(runs, output, unknown, note)
+        why = "else the difference arises outside PyTorch's ops, or comes and goes between equal runs"
+        return _no_op(found, (*_unknown(runs.together, unknown), why, *note))
     number = min(numbers)
     op, change = runs.together.ops[number], changes[number]
     assert change != "unknown"
     compared = runs.together.compared()
     single = runs.alone.ops[runs.alone.compared()[compared.index(number)]]
-    distance = float(change.ulps[change.element])
-    matter = _neighbours(runs, number, run)
+
+    def differs(other: Runs) -> bool | None:
+        return None if other.parted() else number in other.changes()
+
+    matter = _neighbours(runs, run, differs)
     _, unknown = behind(runs.together, op.sources, changes)
     details = [
         *_place(op),
@@ -159,20 +154,21 @@ def _explain(
         runs.batch.members,
         runs.position,
         change.element,
-        None if distance != distance else distance,
+        change.distance,
         matter,
         tuple(details),
     )
 
 
-def _neighbours(runs: Runs, number: int, run: Callable[[Batch], Recording]) -> tuple[int, ...] | None:
-    """Positions that must be taken by other samples for the op to differ; () if copies of the sample do."""
+def _neighbours(
+    runs: Runs, run: Callable[[Batch], Recording], differ: Callable[[Runs], bool | None]
+) -> tuple[int, ...] | None:
+    """Positions that must be taken by other samples for runs to differ; () if copies of the sample do."""
     batch, sample = runs.batch, runs.batch.members[runs.position]
 
     def differs(members: Sequence[int]) -> bool | None:
         tried = Batch(tuple(members), batch.kept, None, None, "tried")
-        other = Runs(tried, runs.position, run(tried), runs.alone)
-        return None if other.parted() else number in other.changes()
+        return differ(Runs(tried, runs.position, run(tried), runs.alone))
 
     copies = differs([sample] * len(batch.members))
     if copies is None or copies:
@@ -234,22 +230,31 @@ def _other_ops(
     )
 
 
-def _no_op(runs: Runs, output: str, unknown: set[int], note: tuple[str, ...]) -> FirstDifference:
-    why = (
-        *_unknown(runs.together, unknown),
-        "else the difference arises outside PyTorch's ops, or comes and goes between equal runs",
-    )
+def _whole(found: Found, pool: Pool, run: Callable[[Batch], Recording]) -> tuple[str, ...]:
+    """What can be told of a difference that no op has by itself."""
+    runs, name = found.runs, found.output
+
+    def differ(other: Runs) -> bool:
+        outputs, alone = other.together.outputs, other.alone.outputs[name]
+        return changed(pool, outputs.get(name), alone, found.dim, other.batch, other.position) != "same"
+
+    why = "op by op, without torch.compile, no output changes: the compiled graph as a whole does"
+    return _told(runs, _neighbours(runs, run, differ)), why
+
+
+def _no_op(found: Found, why: tuple[str, ...]) -> FirstDifference:
+    runs, change = found.runs, found.change
     return FirstDifference(
-        f"{output} changes with the batch, and no op can be named",
+        f"{found.output} changes with the batch, and no op can be named",
         None,
         None,
         None,
         runs.batch.members,
         runs.position,
+        change.element if change else None,
+        change.distance if change else None,
         None,
-        None,
-        None,
-        (*_who(runs), *why, *note),
+        (*_who(runs), change.describe() if change else "it has another form in the batch", *why),
     )
 
 

@@ -67,6 +67,12 @@ class Change:
     def ulps(self) -> torch.Tensor:
         return ulps(self.alone, self.row)
 
+    @property
+    def distance(self) -> float | None:
+        """Ulps at that element; None where its values have no such distance."""
+        distance = float(self.ulps[self.element])
+        return None if distance != distance else distance
+
     def describe(self) -> str:
         differ, at = differing(self.alone, self.row), self.element
         return (

@@ -70,7 +70,8 @@ def record(
     """
     inputs = pool.take(batch)
     recorder = _Recorder(_module_names(fn))
-    with recorder:
+    # Dynamo must not meet the recorder: it would skip the frames of compiled parts from then on, for good.
+    with torch.compiler.set_stance("force_eager"), recorder:
         if under is None:
             returned = _run(fn, inputs)
         else:

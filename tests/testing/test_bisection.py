@@ -347,3 +347,42 @@ def test_gradients_do_not_disturb_it(samples):
     found = bisect(model, samples, sizes=(2,))
     assert found is not None
     assert found.op == "aten.mean.dim"
+
+
+def varies_as_a_whole(graph, inputs):
+    """A backend whose graphs differ with the batch and whose ops, seen one by one, do not."""
+    return lambda *symbols_and_x: (symbols_and_x[-1] * (1 + 2**-20 * (len(symbols_and_x[-1]) > 2)),)
+
+
+def test_a_compiled_graph_that_differs_as_a_whole_is_told(samples):
+    compiled = torch.compile(lambda x: x * 1.0, backend=varies_as_a_whole, dynamic=True)
+    with pytest.raises(BatchVarianceError):
+        assert_batch_invariant(compiled, samples, sizes=SIZES)
+    for fn, under in (
+        (compiled, None),
+        (compiled, bi_compile.eager),
+        (lambda x: {"part": compiled(x)}, None),
+    ):
+        found = bisect(fn, samples, sizes=SIZES, under=under)
+        assert found is not None
+        assert found.op is None
+        assert found.element is not None
+        assert found.ulps is not None
+        assert "output" in found.what
+        assert "no op can be named" in found.what
+        assert any("ulps apart" in line for line in found.details)
+        story = str(found)
+        assert f"sample {found.sample} at position {found.position} of a batch of 3" in story
+        assert "the size matters, not the neighbours: 3 copies of the sample differ too" in story
+        assert "the compiled graph as a whole does" in story
+
+
+def test_a_compiled_graph_that_reads_a_neighbour_names_it(samples):
+    def reads(graph, inputs):
+        return lambda *symbols_and_x: (symbols_and_x[-1] + 0 * symbols_and_x[-1].sum(),)
+
+    compiled = torch.compile(lambda x: x * 1.0, backend=reads, dynamic=True)
+    found = bisect(compiled, samples * 0 + torch.arange(8.0)[:, None], sizes=(2,), trials=0)
+    assert found is not None
+    assert "the neighbours matter: nan at position" in str(found)
+    assert bisect(torch.compile(lambda x: x * 1.0, backend="eager"), samples, sizes=(2,)) is None
