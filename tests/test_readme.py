@@ -1,7 +1,8 @@
 """Every Python snippet of README.md and docs/ runs: block after block in one process per page.
 
-A function named test_* is called, as pytest would, if it takes no arguments or hypothesis gives them. A
-```text block right after a snippet is its exact output when the line above says "prints".
+A function named test_* is called, as pytest would, if it takes no arguments or hypothesis gives them;
+pytest runs those that take the fixture `batch_invariant`. A ```text block right after a snippet is its exact
+output when the line above says "prints".
 """
 
 import re
@@ -33,9 +34,13 @@ def as_script(page: Path) -> str:
     """One program of all blocks; each says where it starts, so that a failure names its snippet."""
     parts = []
     for number, (code, output) in enumerate(snippets(page), 1):
-        tests = re.findall(r"^(?:@given\(.*\)\ndef (test_\w+)\(|def (test_\w+)\(\))", code, re.M)
+        tests = re.findall(
+            r"^(?:@given\(.*\)\ndef (test_\w+)\((?!batch_invariant)|def (test_\w+)\(\))", code, re.M
+        )
         calls = "".join(f"{drawn or plain}()\n" for drawn, plain in tests)
         parts.append(f"_run({number}, {code + calls!r}, {output or None!r})")
+        if fixed := re.findall(r"^def (test_\w+)\(batch_invariant\b", code, re.M):
+            parts.append(f"_pytest({number}, {fixed!r})")
     return _RUNNER + "\n".join(parts) + "\n"
 
 
@@ -48,6 +53,12 @@ def _run(number, code, expected):
         exec(compile(code, f"snippet {number}", "exec"), _names)
     if expected is not None and out.getvalue() != expected:
         raise AssertionError(f"snippet {number} prints {out.getvalue()!r}, the page says {expected!r}")
+def _pytest(number, names):
+    import pathlib, pytest
+    path = pathlib.Path(f"test_snippet_{number}.py")
+    path.write_text(f"import __main__; globals().update({{n: __main__._names[n] for n in {names}}})")
+    if code := pytest.main(["-q", "-p", "no:cacheprovider", str(path)]):
+        raise AssertionError(f"snippet {number}: pytest ends with {code}")
 """
 
 
@@ -76,7 +87,10 @@ def test_a_wrong_output_and_a_failing_test_are_noticed(tmp_path: Path):
         "```python\ndef test_x():\n    1 / 0\n```\n",
         "```python\nfrom hypothesis import given, strategies\n"
         "@given(x=strategies.just(1))\ndef test_x(x):\n    x / 0\n```\n",
+        "```python\ndef test_x(batch_invariant):\n    1 / 0\n```\n",
     ):
         page.write_text(broken)
-        run = subprocess.run([sys.executable, "-c", as_script(page)], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", as_script(page)], capture_output=True, text=True, cwd=tmp_path
+        )
         assert re.search("AssertionError|ZeroDivisionError", run.stderr), broken

@@ -4,7 +4,9 @@ It imports no torch (which takes over two seconds): a project that never asks fo
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ PROFILES = {
 
 _PROPERTY = "batch_invariant"
 _SAVED = "batch_invariant_saved"
-_SECTION = pytest.StashKey[str]()
+_CHECKS = pytest.StashKey["_Checks"]()
+_ITEM = pytest.StashKey[pytest.Item]()
 _PROGRAM = "_has_the_same_bits_in_the_batch():"
 
 
@@ -47,7 +50,33 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("batch_invariance")
 
 
-@pytest.fixture
+@dataclass
+class _Checks:
+    """Those of one test. Hypothesis makes many with one model, and more where it shrinks a failure.
+
+    compiled: models by what is called, kept so that no other gets the place of one in memory.
+    section: of the last failure, not put together before the test has ended.
+    """
+
+    made: int = 0
+    rows: int = 0
+    batches: int = 0
+    failed: bool = False
+    compiled: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    section: Callable[[], str] | None = None
+
+    def __str__(self) -> str:
+        made = f"{self.made} check{'s' * (self.made != 1)}"
+        return f"{made}, {self.rows} rows in {self.batches} batches{', failed' * self.failed}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    item.config.stash[_ITEM] = item
+    return (yield)
+
+
+@pytest.fixture(scope="session")
 def batch_invariant(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """A function like `assert_batch_invariant` that compiles what it is given.
 
@@ -55,32 +84,31 @@ def batch_invariant(request: pytest.FixtureRequest) -> Callable[..., Any]:
     --bi-backend, moves it and the inputs to --bi-device and draws batches by --bi-profile. `control` and
     `reference` may be True for the model as it is. Returns the report. A failure has a section that names the
     first op whose bits change and says what the control does.
+
+    One function serves the whole session, as hypothesis wants it of fixtures for `@given`: what it finds goes
+    to the test that runs. A test compiles a model once for all inputs that differ in the batch alone.
     """
 
     def check(model: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        return _check(request, model, inputs, options)
+        return _check(request.config.stash[_ITEM], model, inputs, options)
 
     return check
 
 
 def _check(
-    request: pytest.FixtureRequest,
-    model: Callable[..., Any],
-    inputs: tuple[Any, ...],
-    options: dict[str, Any],
+    item: pytest.Item, model: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     __tracebackhide__ = True
     import torch
 
-    from bi_compile.testing.compiling import compiled
     from bi_compile.testing.invariance import assert_batch_invariant
     from bi_compile.testing.messages import BatchVarianceError
     from bi_compile.testing.trees import map_tensors
 
-    node = request.node
+    checks = item.stash.setdefault(_CHECKS, _Checks())
     backend, device, profile = (
-        str(request.config.getoption(f"--bi-{name}")) for name in ("backend", "device", "profile")
+        str(item.config.getoption(f"--bi-{name}")) for name in ("backend", "device", "profile")
     )
     if isinstance(model, torch.nn.Module):
         model = model.to(device)
@@ -89,16 +117,47 @@ def _check(
     for partner in ("control", "reference"):
         if options.get(partner) is True:
             options[partner] = model
-    run = model if backend == "eager" else compiled(model, backend)
+    checks.made += 1
     try:
+        run = model if backend == "eager" else _compiled(checks, model, backend, inputs, options)
         report = assert_batch_invariant(run, *inputs, **options)
     except Exception as error:
-        node.user_properties.append((_PROPERTY, "failed"))
+        checks.failed = True
         if isinstance(error, BatchVarianceError):
-            node.stash[_SECTION] = _section(error, backend, model, inputs, options)
+            failure, gradients = error, torch.is_grad_enabled()
+
+            def section() -> str:
+                with torch.set_grad_enabled(gradients):
+                    return _section(failure, backend, model, inputs, options)
+
+            checks.section = section
         raise
-    node.user_properties.append((_PROPERTY, f"{report.rows} rows in {report.batches} batches"))
+    checks.rows += report.rows
+    checks.batches += report.batches
     return report
+
+
+def _compiled(
+    checks: _Checks,
+    model: Callable[..., Any],
+    backend: str,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Callable[..., Any]:
+    """The model compiled, by the form of one sample: Dynamo gives a function up that meets too many forms."""
+    import torch
+
+    from bi_compile.testing.batches import Pool
+    from bi_compile.testing.compiling import compiled
+    from bi_compile.testing.trees import leaves
+
+    pool = Pool.of(inputs, options.get("batch_dims", 0), options.get("padding"))
+    sample = leaves(pool.take(pool.alone(0)))
+    form = ((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else repr(x) for _, x in sample)
+    key = (id(model), *form)
+    if key not in checks.compiled:
+        checks.compiled[key] = model, compiled(model, backend)
+    return checks.compiled[key][1]
 
 
 def _section(
@@ -137,12 +196,15 @@ def _of_control(control: Callable[..., Any], inputs: tuple[Any, ...], options: d
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    checks = item.stash.get(_CHECKS, None)
+    if checks and call.when == "call":
+        item.user_properties.append((_PROPERTY, str(checks)))
     report = yield
     if call.excinfo is None:
         return report
     # Part of the failure itself: a section of captured output would be hidden by --show-capture=no.
-    if _SECTION in item.stash and hasattr(report.longrepr, "addsection"):
-        report.longrepr.addsection("batch invariance", item.stash[_SECTION], "-")
+    if checks and checks.section and hasattr(report.longrepr, "addsection"):
+        report.longrepr.addsection("batch invariance", checks.section(), "-")
     if folder := item.config.getoption("--bi-save"):
         for program in filter(lambda note: _PROGRAM in note, _notes(call.excinfo.value)):
             path = Path(folder) / f"test_found_{hashlib.sha256(program.encode()).hexdigest()[:10]}.py"
@@ -169,12 +231,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if getattr(report, "when", None) == "call"
         for property in report.user_properties
     ]
-    made = [value for name, value in properties if name == _PROPERTY]
+    made = [re.findall(r"\d+", value) for name, value in properties if name == _PROPERTY]
     if made:
-        failed = made.count("failed")
-        rows = sum(int(value.split()[0]) for value in made if value != "failed")
+        failed = sum(name == _PROPERTY and value.endswith("failed") for name, value in properties)
+        count, rows = (sum(int(numbers[place]) for numbers in made) for place in (0, 1))
         backend = terminalreporter.config.getoption("--bi-backend")
-        checks = f"{len(made)} check{'s' * (len(made) != 1)}"
+        checks = f"{count} check{'s' * (count != 1)}"
         terminalreporter.write_line(
             f"batch invariance ({backend}): {checks}, {rows} rows compared, {failed} failed"
         )

@@ -97,8 +97,54 @@ def test_the_fixture_reports_the_first_op_the_control_and_one_line_of_summary(tm
         assert re.search(r"batch invariance \(aot_eager\): 3 checks, \d+ rows compared, 2 failed", run.stdout)
         assert "2 failed, 1 passed" in run.stdout, "the test of something else does not run"
         results = (tmp_path / "out.xml").read_text()
-        assert 'name="batch_invariant"' in results
+        assert results.count('name="batch_invariant"') == 3
+        assert re.search(r'value="1 check, \d+ rows in 10 batches"', results)
+        assert results.count('value="1 check, 0 rows in 0 batches, failed"') == 2
         assert "aten.addmm.default is the first op" in results
+
+
+DRAWN = """
+import torch
+from hypothesis import given, settings, strategies as st
+from bi_compile.testing import compiling
+from bi_compile.testing.strategies import tensors
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(301, 75), torch.nn.Tanh()).requires_grad_(False)
+graphs = []
+compiled = compiling.compiled
+compiling.compiled = lambda *arguments: graphs.append(arguments) or compiled(*arguments)
+
+def double(x):
+    return x * 2
+
+@settings(max_examples=5, deadline=None, database=None, derandomize=True)
+@given(x=tensors((st.integers(2, 5), 3), values=["normal"]))
+def test_is_invariant(batch_invariant, x):
+    batch_invariant(double, x, sizes=(2,), trials=1, neighbours=())
+    assert len(graphs) == 1, "compiled for each example"
+
+@settings(max_examples=5, deadline=None, database=None, derandomize=True)
+@given(samples=st.integers(2, 5))
+def test_varies(batch_invariant, samples):
+    x = torch.randn(samples, 301, generator=torch.Generator().manual_seed(0))
+    batch_invariant(model, x, sizes=(2, 3), neighbours=())
+"""
+
+
+def test_the_fixture_serves_tests_that_hypothesis_draws(tmp_path):
+    """One line of the summary and one section a test, however many examples there were."""
+    (tmp_path / "test_drawn.py").write_text(DRAWN)
+    run = run_pytest(tmp_path, "--bi-backend", "aot_eager", "--junitxml", "out.xml", "-rA")
+    assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    assert "FailedHealthCheck" not in run.stdout
+    assert "samples=2," in run.stdout, "the failure has shrunk"
+    assert run.stdout.count("--- batch invariance ---") == 1
+    assert "aten.addmm.default is the first op whose bits change with the batch" in run.stdout
+    assert re.search(r"batch invariance \(aot_eager\): \d+ checks, \d+ rows compared, 1 failed", run.stdout)
+    results = (tmp_path / "out.xml").read_text()
+    assert results.count('name="batch_invariant"') == 2
+    assert 'value="5 checks, 10 rows in 5 batches"' in results
 
 
 FAILING = """
