@@ -3,6 +3,7 @@
 from bi_compile.testing.compiling import code_of_run
 from bi_compile.testing.messages import InaccurateResultError
 from bi_compile.testing.random_models import SAMPLES, RandomModel
+from bi_compile.testing.values import code_of
 
 _LITERAL = 64
 """Inputs of up to that many elements are written out."""
@@ -36,6 +37,7 @@ def script_of(
         "from torch import nn",
         "",
         "",
+        *_definitions(model, members),
         model.source,
         "",
         "def test_a_sample_has_the_same_bits_in_the_batch():",
@@ -76,6 +78,13 @@ _ACCURACY = [
 ]
 
 
+def _definitions(model: RandomModel, members: tuple[int, ...]) -> list[str]:
+    """What `_inputs` needs besides torch."""
+    if model.kind == "normal" or model.inputs(SAMPLES)[list(members)].numel() <= _LITERAL:
+        return []
+    return [code_of(model.kind), ""]
+
+
 def _inputs(model: RandomModel, members: tuple[int, ...], hostile: float | None) -> list[str]:
     x = model.inputs(SAMPLES)[list(members)]
     if x.numel() <= _LITERAL:
@@ -89,10 +98,9 @@ def _inputs(model: RandomModel, members: tuple[int, ...], hostile: float | None)
         ]
     else:
         lines = [
-            "    from bi_compile.testing.values import values",
-            "",
-            f"    x = values({model.kind!r}, {(SAMPLES, *model.shape)}, {x.dtype}, {model.seed})",
-            f"    x = x[{list(members)}]",
+            f"    generator = torch.Generator().manual_seed({model.seed})",
+            f"    x = torch.empty({(SAMPLES, *model.shape)}, dtype=torch.float64)",
+            f"    x = draw(x, {x.dtype}, generator).to({x.dtype})[{list(members)}]",
         ]
     if hostile is not None:
         lines.append(f'    x[1::2] = float("{hostile}")')

@@ -1,5 +1,6 @@
 """Values on which a change of the order of evaluation shows: kinds by name, drawn with a seed."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,13 @@ def values(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> 
     """
     generator = torch.Generator().manual_seed(seed)
     return KINDS[kind](torch.empty(shape, dtype=torch.float64), dtype, generator).to(dtype)
+
+
+def code_of(kind: str) -> str:
+    """Code of a function `draw(x, dtype, generator)` that is that kind, for a program without bi_compile."""
+    fn = KINDS[kind]
+    code = inspect.getsource(fn).replace(f"def {fn.__name__}(", "def draw(", 1)
+    return (f"EXPONENTS = {EXPONENTS}\n\n\n" if "EXPONENTS" in code else "") + code
 
 
 def _normal(x: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -24,6 +24,7 @@ from bi_compile.testing.shrinking import smallest
 from bi_compile.testing.strategies import models
 from bi_compile.testing.subjects import require_accurate
 from bi_compile.testing.together import check_together
+from bi_compile.testing.values import KINDS
 from tests.bits import assert_same_bits
 
 SHAPES = ((4,), (8, 8), (1, 3), (4, 5, 6))
@@ -211,12 +212,14 @@ def test_a_program_shows_that_a_graph_has_other_bits_than_eager_ops(monkeypatch)
         names["test_a_sample_has_the_same_bits_in_the_batch"]()
 
 
-def test_a_program_holds_its_inputs():
-    for model in (VARIED, RandomModel((3,), VARIED.steps[1:]), RandomModel((40, 2), (), kind="cancelling")):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_of_stock_pytorch_holds_its_inputs_and_needs_torch_alone(kind):
+    for model in (RandomModel((40, 2), (), kind=kind), RandomModel((3,), (), kind=kind)):
         script = script_of(model, backend="eager", place=((1, 0), 0, float("nan")))
-        lines = re.findall(r"^    ((?:x|generator|from)\b[ \[].*)", script, re.M)
-        names = {"torch": torch}
-        exec("\n".join(lines), names)
+        assert "bi_compile" not in script
+        names = {}
+        exec(script.replace("\n    def result", "\n    globals()['x'] = x\n\n    def result"), names)
+        names["test_a_sample_has_the_same_bits_in_the_batch"]()
         x = model.inputs(5)[[1, 0]]
         x[1] = torch.nan
         assert_same_bits(names["x"], x)
