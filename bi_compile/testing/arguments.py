@@ -1,6 +1,6 @@
 """Arguments that cannot be meant are told by their names, before anything runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,7 +41,7 @@ def require_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be callable, not {value!r}")
 
 
-def require_one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+def require_one_of(name: str, value: Any, known: Collection[Any]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 

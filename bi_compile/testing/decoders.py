@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bi_compile.testing.arguments import require_integer, require_integers, require_one_of
 from bi_compile.testing.bits import differing, ulps
 from bi_compile.testing.compiling import run_by
 from bi_compile.testing.messages import BatchVarianceError
@@ -36,6 +37,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {},
 }
 """Model types of transformers, the simple ones first, and what they need besides the sizes."""
+CACHES = ("dynamic", "static")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 _ONE_HEAD_EACH = ("gpt_neox",)
 _WINDOWED = ("mistral", "gemma3_text", "starcoder2", "phi3")
 
@@ -47,7 +50,7 @@ class Decoder:
     family: a key of FAMILIES. heads: of queries; a multiple of kv_heads. head_size: even. inner: of the MLP.
     window: of attention, where the family has one. lengths: of the prompts. cuts: tokens taken at a time,
     over and over, until the longest prompt is through. cache: "dynamic" or "static". seed: of weights and
-    prompts.
+    prompts. ValueError or TypeError names what cannot be.
     """
 
     family: str = "llama"
@@ -63,6 +66,26 @@ class Decoder:
     dtype: str = "float32"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_one_of("family", self.family, list(FAMILIES))
+        require_one_of("cache", self.cache, CACHES)
+        require_one_of("dtype", self.dtype, DTYPES)
+        for name in ("heads", "kv_heads", "head_size", "layers", "inner"):
+            require_integer(name, getattr(self, name), least=1)
+        for name in ("lengths", "cuts"):
+            require_integers(name, getattr(self, name), least=1)
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        require_integer("seed", self.seed)
+        if self.window is not None:
+            require_integer("window", self.window, least=1)
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads must be a multiple of kv_heads, which is {self.kv_heads}, not {self.heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"head_size must be even, not {self.head_size}")
+
     @classmethod
     def drawn(cls, rng: random.Random) -> "Decoder":
         kv_heads = rng.choice((1, 1, 2, 3))
@@ -76,7 +99,7 @@ class Decoder:
             window=rng.choice((None, None, 3, 8, 33)),
             lengths=tuple(rng.choice((1, 2, 3, 7, 8, 9, 17, 40, 71)) for _ in range(rng.randint(1, 5))),
             cuts=tuple(rng.choice((1, 1, 2, 3, 5, 8, 17, 33)) for _ in range(rng.randint(1, 6))),
-            cache=rng.choice(("dynamic", "static")),
+            cache=rng.choice(CACHES),
             dtype=rng.choice(("float32", "float32", "bfloat16")),
             seed=rng.randrange(1000),
         )

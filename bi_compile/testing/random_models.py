@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from bi_compile.testing.arguments import require_integer, require_integers, require_one_of
 from bi_compile.testing.grammar import HELPERS, OPS
 from bi_compile.testing.sites import LARGEST, Misfit, Rows, Shape, Site, Value, Weights, elements
-from bi_compile.testing.values import values
+from bi_compile.testing.values import EXPONENTS, KINDS, values
 
 SAMPLES = 5
 """In the pool from which batches of a random model are made."""
@@ -26,7 +27,8 @@ class RandomModel:
 
     shape: of one sample. dtype: of the input, such as "float32". kind: of the values, see `values`.
     steps: what is computed, one after the other. seed: of weights and inputs.
-    Equal data is an equal model: its code, weights and inputs follow from it.
+    Equal data is an equal model: its code, weights and inputs follow from it. What cannot be is named by a
+    ValueError or TypeError.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +36,14 @@ class RandomModel:
     dtype: str = "float32"
     kind: str = "normal"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_integers("shape", self.shape, least=1)
+        for name, _ in self.steps:
+            require_one_of("the op of a step", name, OPS)
+        require_one_of("dtype", self.dtype, [str(dtype).removeprefix("torch.") for dtype in EXPONENTS])
+        require_one_of("kind", self.kind, list(KINDS))
+        require_integer("seed", self.seed)
 
     @classmethod
     def fitting(cls, shape: tuple[int, ...], steps: Sequence[Step], **rest: Any) -> "RandomModel":

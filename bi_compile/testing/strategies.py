@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import torch
 
-from bi_compile.testing.decoders import FAMILIES, Decoder
+from bi_compile.testing.decoders import CACHES, FAMILIES, Decoder
 from bi_compile.testing.grammar import OPS
 from bi_compile.testing.layouts import LAYOUTS
+from bi_compile.testing.padding import Pad, Side
 from bi_compile.testing.random_models import RandomModel
 from bi_compile.testing.values import EXPONENTS, KINDS
 
@@ -108,6 +109,29 @@ def partitions(draw: st.DrawFn, samples: int) -> tuple[tuple[int, ...], ...]:
 
 
 @st.composite
+def paddings(
+    draw: st.DrawFn,
+    samples: int,
+    length: int,
+    *,
+    sides: Sequence[Side] = ("right",),
+    fills: Sequence[float | tuple[float, ...]] = (0.0,),
+) -> Pad:
+    """How the samples of a pool are padded: a `Pad`, the `padding` of `assert_batch_invariant`.
+
+    length: of the pool; each sample gets one of 1 to it. sides: a mask must lie on the side that is drawn.
+    fills: each a value for all inputs, or one per input, such as `(nan, 0)` for tokens and their mask.
+    Shrink to samples of full length.
+    """
+    lengths = draw(st.tuples(*[st.integers(0, length - 1)] * samples))
+    return Pad(
+        lengths=tuple(length - cut for cut in lengths),
+        side=draw(st.sampled_from(list(sides))),
+        fill=draw(st.sampled_from(list(fills))),
+    )
+
+
+@st.composite
 def neighbours(
     draw: st.DrawFn,
     sample: torch.Tensor,
@@ -179,7 +203,7 @@ def decoders(
         window=draw(st.sampled_from((None, 2, 3, 8, 33))),
         lengths=tuple(draw(st.lists(st.integers(1, max_length), min_size=1, max_size=5))),
         cuts=tuple(draw(st.lists(st.integers(1, 33), min_size=1, max_size=6))),
-        cache=draw(st.sampled_from(("dynamic", "static"))),
+        cache=draw(st.sampled_from(CACHES)),
         dtype=str(draw(st.sampled_from(list(dtypes)))).removeprefix("torch."),
         seed=draw(st.integers(0, 9)),
     )

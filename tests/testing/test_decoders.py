@@ -88,3 +88,21 @@ def test_every_family_is_its_data(family):
     for one, other in zip(logits, case.alone(case.model()), strict=True):
         assert_same_bits(one, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ({"cache": "quantized"}, ValueError, "cache must be one of 'dynamic', 'static', not 'quantized'"),
+        ({"family": "nope"}, ValueError, "family must be one of 'llama', .*, not 'nope'"),
+        ({"dtype": "int8"}, ValueError, "dtype must be one of 'float32'"),
+        ({"heads": 3, "kv_heads": 2}, ValueError, "heads must be a multiple of kv_heads, which is 2, not 3"),
+        ({"head_size": 3}, ValueError, "head_size must be even, not 3"),
+        ({"cuts": (2, 0)}, ValueError, r"cuts\[1\] must be at least 1, not 0"),
+        ({"lengths": ()}, ValueError, "lengths is empty"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, not 0.5"),
+    ],
+)
+def test_a_decoder_that_cannot_be_is_told_by_name(setting, error, message):
+    with pytest.raises(error, match=message):
+        Decoder(**setting)

@@ -1,5 +1,6 @@
 """The strategies draw what they promise, find what they are for, and shrink it."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
-from bi_compile.testing import assert_batch_invariant
-from bi_compile.testing.strategies import batches, cuts, extents, neighbours, partitions, tensors
+from bi_compile.testing import BatchVarianceError, assert_batch_invariant
+from bi_compile.testing.strategies import batches, cuts, extents, neighbours, paddings, partitions, tensors
 from tests.bits import same_bits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -216,6 +217,27 @@ def test_cuts_and_partitions_shrink_to_one_piece_in_order():
     assert find(partitions(4), lambda parts: True, settings=SEARCH) == ((0, 1, 2, 3),)
     parts = find(partitions(4), lambda parts: len(parts) > 1, settings=SEARCH)
     assert parts == ((0,), (1, 2, 3))
+
+
+@given(pad=paddings(4, 7, sides=("right", "left"), fills=(0.0, (5.0, 0))))
+def test_paddings_pass_the_check_where_they_are_masked(pad):
+    x = torch.arange(28.0).reshape(4, 7) + 1
+    mask = torch.arange(7) < torch.tensor(pad.lengths)[:, None]
+    mask = mask.flip(1) if pad.side == "left" else mask
+    assert all(1 <= length <= 7 for length in pad.lengths)
+    fewer = {"padding": pad, "sizes": (2, 5), "trials": 1, "neighbours": ()}
+    assert_batch_invariant(lambda x, mask: (x * mask).double().sum(1), x, mask, **fewer)
+
+
+def test_a_model_that_counts_its_padding_is_refuted():
+    def varies(pad):
+        with contextlib.suppress(BatchVarianceError):
+            x = torch.arange(9.0).reshape(3, 3)
+            return not assert_batch_invariant(lambda x: x.mean(1), x, padding=pad, neighbours=())
+        return True
+
+    assert find(paddings(3, 3), varies, settings=SEARCH).lengths == (3, 3, 2)
+    assert find(paddings(3, 3, sides=("left", "right")), lambda pad: True).lengths == (3, 3, 3)
 
 
 @given(drawn=neighbours(torch.tensor([1.5, -2.0, 0.25]), max_size=5))
