@@ -1,6 +1,7 @@
 """The check of the final graph: no op is left whose result could depend on the batch."""
 
 import operator
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -137,7 +138,17 @@ def has_no_lowering(node: fx.Node) -> bool:
 
 
 def _place(node: fx.Node) -> dict[str, Any]:
-    return {"signature": _signature(node), "where": inductor.user_line(node)}
+    return {"signature": _signature(node), "where": _where(node)}
+
+
+def _where(node: fx.Node) -> str | None:
+    """The user's line behind a node, or its module: one of torch's that no line of the user calls."""
+    stack = node.meta.get("nn_module_stack")
+    if (line := inductor.user_line(node)) or not stack:
+        return line
+    name, kind = list(stack.values())[-1]
+    path = re.sub(r"^L\['\w+'\]\.?", "", name)
+    return f"module {path}, of class {kind.__name__}" if path else f"the compiled {kind.__name__} itself"
 
 
 def _names(finding: Finding) -> list[str]:
@@ -187,7 +198,7 @@ def _refuse_device(node: fx.Node) -> None:
     for tensor in _tensors(node):
         family = registry.ops().get(name)
         if family is not None and not registry.has_kernels(family, tensor.device.type):
-            raise UnsupportedDeviceError(tensor.device.type, name, where=inductor.user_line(node))
+            raise UnsupportedDeviceError(tensor.device.type, name, where=_where(node))
 
 
 def _values(node: fx.Node) -> Iterator[Any]:
