@@ -38,6 +38,11 @@ class Verdict:
     detail: str = ""
 
 
+def constant_floats():
+    """With dynamic=True the host traces an epsilon as a symbol first, and then everything anew."""
+    return torch._dynamo.config.patch(specialize_float=True)
+
+
 @torch.inference_mode()
 def check(
     architecture: Architecture, dtype: str, *, dynamic: bool | None = None, device: str = "cpu"
@@ -52,7 +57,7 @@ def check(
     model = architecture.build(DTYPES[dtype]).to(device)
     inputs = tuple(x.to(device) for x in architecture.samples(SAMPLES, DTYPES[dtype]).values())
     stock = architecture.call(model)
-    with report.collect() as found:
+    with report.collect() as found, constant_floats():
         # fullgraph: code between graphs would run in stock eager mode.
         compiled = torch.compile(stock, backend=BACKEND, dynamic=dynamic, fullgraph=True)
         try:

@@ -2,16 +2,17 @@
 
 Each gives every sample the same bits in batches of 1 to 33 with random members and positions, all of one
 length and padded on the right; is as close to float64 as stock eager is; and nothing in it fell back. A few
-run here; `make architectures` runs the whole list and writes docs/architectures.md.
+run here, with one layer for two; `make architectures` runs the whole list and writes docs/architectures.md.
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.architectures.check import DTYPES, INVARIANT, REFUSED, Verdict, check, stock_varies
-from tests.architectures.zoo import ARCHITECTURES
+from tests.architectures.zoo import ARCHITECTURES, Architecture
 
 # The thorough profile also makes every size symbolic where one would do.
 THOROUGH = os.environ.get("BI_COMPILE_TEST_PROFILE") == "thorough"
@@ -25,7 +26,16 @@ FAST = {
     "vit": ["bf16"],
     "resnet": ["fp32"],
 }
-CHOSEN = [a for a in ARCHITECTURES if THOROUGH or a.name in FAST]
+LAYERS = {"num_hidden_layers", "num_layers", "n_layer"}
+
+
+def shallow(architecture: Architecture) -> Architecture:
+    """The same with one layer: where it ends and the head begins, its kernels are those between layers."""
+    settings = architecture.settings
+    return replace(architecture, settings=settings | dict.fromkeys(LAYERS & set(settings), 1))
+
+
+CHOSEN = ARCHITECTURES if THOROUGH else [shallow(a) for a in ARCHITECTURES if a.name in FAST]
 CASES = [(a, dtype) for a in CHOSEN for dtype in (DTYPES if THOROUGH else FAST[a.name])]
 
 
