@@ -1,5 +1,6 @@
 """Dropout in training: refused, or by option a function of PyTorch's generator and the sample alone."""
 
+import re
 from typing import Any
 
 import pytest
@@ -46,7 +47,9 @@ def test_a_sample_loses_the_same_whatever_its_batch(dtype, dynamic):
     model, members = Block().to(dtype), MEMBERS.to(dtype)
     ours = torch.compile(model, backend="batch_invariant", options=PER_SAMPLE, dynamic=dynamic)
     whole = step(ours, members)
-    for order in ([4], [0, 1], [8, 3, 5, 1, 0, 2]):
+    # A static graph serves one size: other places and neighbours show in batches of all nine.
+    others = ([0, 1], [8, 3, 5, 1, 0, 2]) if dynamic is None else ([8, 3, 5, 1, 0, 2, 4, 7, 6], [2] * 9)
+    for order in ([4], *others):
         assert_same_bits(step(ours, members[order]), whole[order], f"samples {order}")
     assert not same_bits(step(ours, members, seed=1), whole)
     # Control: with stock dropout a sample's noise is that of its place.
@@ -205,3 +208,17 @@ def test_is_refused(name):
     fn, options, message = REFUSED[name]
     with pytest.raises(Exception, match=message):
         torch.compile(fn, backend="batch_invariant", options=options)(MEMBERS)
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (nn.Dropout(), "the compiled Dropout itself"),
+        (nn.Sequential(nn.Linear(16, 16), nn.Sequential(nn.Dropout())), "module 1.0, of class Dropout"),
+    ],
+    ids=["alone", "within torch's own containers"],
+)
+def test_a_module_that_no_line_of_the_user_calls_is_named(model, where):
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=f"\n  {re.escape(where)}\nHint: "):
+        torch.compile(model.train(), backend="batch_invariant")(MEMBERS)
