@@ -93,8 +93,7 @@ def test_padding_and_its_garbage_do_not_show(model, dtype):
 
 def test_two_graphs_serve_every_batch_size(model, dtype):
     compiled = torch.compile(model, backend="batch_invariant")
-    caches_off = torch.compiler.config.patch(force_disable_caches=True)
-    with torch.no_grad(), collect() as report, caches_off:
+    with torch.no_grad(), collect() as report:
         for count in (5, 33, 2, 1, 8, 4, 16, 3):
             compiled(*rows(dtype, 0, count))
     assert report.compilations == 2, "one for batch 1, one for all others"
@@ -114,14 +113,19 @@ def test_as_accurate_as_stock(model, dtype):
 
 def test_control_stock_pytorch_changes_bits_with_the_batch():
     torch.compiler.reset()
-    changed = []
-    for dtype in DTYPES:
-        model = Block().to(dtype).eval()
-        for fn in (model, torch.compile(model)):
-            with torch.no_grad():
-                whole = fn(*rows(dtype, 0, 33))
-                changed += [not same_bits(fn(*rows(dtype, i, 1)), whole[i : i + 1]) for i in range(33)]
-    assert any(changed)
+
+    def changed(fn, dtype):
+        with torch.no_grad():
+            whole = fn(*rows(dtype, 0, 33))
+            return any(not same_bits(fn(*rows(dtype, i, 1)), whole[i : i + 1]) for i in range(33))
+
+    models = {dtype: Block().to(dtype).eval() for dtype in DTYPES}
+    # Compiled only where eager mode happens to keep the bits.
+    assert any(
+        changed(run(model), dtype)
+        for run in (lambda model: model, torch.compile)
+        for dtype, model in models.items()
+    )
 
 
 def test_threads_do_not_show(model, dtype):
@@ -138,7 +142,7 @@ def test_the_recompile_limit_never_leads_to_eager_execution():
     compiled = torch.compile(Block().eval(), backend="batch_invariant", dynamic=False)
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
         compiled(*block_inputs(2))
-        compiled(*block_inputs(3))
+        compiled(*block_inputs(33))  # sizes whose static graphs are in the caches by now
         with pytest.raises(BatchInvariantError, match="recompile limit reached"):
             compiled(*block_inputs(4))
 
