@@ -200,11 +200,8 @@ def test_golden_bits():
     assert digest(*results) == _GOLDEN
 
 
-# Contractions, attention and convolutions build their portable kernels every time.
-@pytest.mark.parametrize("isa", ["avx512", "avx2", pytest.param("portable", marks=pytest.mark.thorough)])
+# AVX-512, where it is there, is what the test above runs. Contractions, attention and convolutions build
+# their portable kernels every time.
+@pytest.mark.parametrize("isa", ["avx2", pytest.param("portable", marks=pytest.mark.thorough)])
 def test_bits_do_not_depend_on_the_instruction_set(isa):
-    from bi_compile.inductor import best_isa
-
-    if isa == "avx512" and best_isa() != "avx512":
-        pytest.skip("this machine has no AVX-512")
     assert digest_under(isa, _EXACT) == _GOLDEN
