@@ -12,6 +12,7 @@ from functools import cache, wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -68,8 +69,8 @@ _NO_ORDER = "its result may depend on an order of evaluation that nobody has fix
 _NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
 _HIGHER_ORDER = "write it with ordinary ops"
 _APART = (
-    "outside graphs, attention that is not of four dims or has values of another size than keys is computed "
-    "op by op, with other bits than in graphs"
+    "outside graphs, attention that gives its weights, is not of four dims or has values of another size "
+    "than keys is computed op by op, with other bits than in graphs"
 )
 
 
@@ -163,9 +164,17 @@ class OutsideGraphs(_CanonicalOps):
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
         if differentiated and any(r.alias_info is None for r in func._schema.returns):
             dynamo.leak("gradient outside graphs", "outside graphs, gradients are stock PyTorch's")
-        elif func is torch.ops.aten._safe_softmax.default:  # of scaled_dot_product_attention, taken apart
+        elif _is_of_attention(func):
             dynamo.leak("attention outside graphs", _APART, traceback.extract_stack())
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _is_of_attention(func: Any) -> bool:
+    """Whether an op is the softmax of an attention taken apart by PyTorch."""
+    if func is not torch.ops.aten._softmax.default:
+        return func is torch.ops.aten._safe_softmax.default
+    code = F.multi_head_attention_forward.__code__
+    return any(frame.f_code is code for frame, _ in traceback.walk_stack(None))
 
 
 def _is_order_free(func: Any, args: Any, kwargs: Any) -> bool:

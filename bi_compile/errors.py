@@ -138,7 +138,9 @@ class QuantizedCacheError(_Message):
     def __init__(self, cache: str) -> None:
         super().__init__(
             f"{cache} makes a token depend on how its prompt was cut",
-            details=["keys and values are quantised when a buffer is full: later queries see other numbers"],
+            details=[
+                "keys and values are rounded some time after they were used, or by a scale of the whole batch"
+            ],
             hint="use a dynamic or a static cache: leave cache_implementation out, or pass 'static'.",
         )
 

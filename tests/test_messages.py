@@ -148,7 +148,7 @@ def test_quantised_cache():
     check(
         errors.QuantizedCacheError("QuantizedCache"),
         "QuantizedCache makes a token depend on how its prompt was cut\n"
-        "  keys and values are quantised when a buffer is full: later queries see other numbers\n"
+        "  keys and values are rounded some time after they were used, or by a scale of the whole batch\n"
         "Hint: use a dynamic or a static cache: leave cache_implementation out, or pass 'static'.",
     )
 
