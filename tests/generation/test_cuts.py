@@ -73,6 +73,45 @@ def test_stock_pytorch_fails_the_same_check(dtype):
     assert sum(map(bool, differ)) >= len(models) // 2
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("qwen3", "bf16"), ("gemma2", "fp32"), ("olmo2", "bf16"), ("phi3", "fp32"), ("deepseek-v3", "bf16")],
+)
+@torch.no_grad()
+def test_chunks_and_steps_of_one_prompt_alone(name, dtype):
+    model, sequences = decoders.build(name, dtype), decoders.prompts((61,))
+    with bi_compile.eager():
+        alone = logits_alone(model, sequences)
+        assert not [d for seed, c in enumerate(CACHES) for d in differences(model, c, seed, alone, sequences)]
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@torch.no_grad()
+def test_a_full_forward_with_padding_on_the_right(name):
+    model, sequences = decoders.build(name), decoders.prompts((70, 23, 4))
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
+    with bi_compile.eager():
+        together = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for found, wanted in zip(together, logits_alone(model, sequences), strict=True):
+            assert_same_bits(found[: len(wanted)], wanted)
+
+
+@torch.no_grad()
+def test_rotary_tables_are_computed_in_fp32_under_autocast():
+    embedding = decoders.build("llama").model.rotary_emb
+    x, positions = torch.zeros(1), torch.arange(8000).unsqueeze(0)
+    with bi_compile.eager():
+        tables = embedding(x, positions)
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = embedding(x.bfloat16(), positions)
+    for found, table in zip(narrow, tables, strict=True):
+        assert_same_bits(found, table.to(torch.bfloat16))
+    angles = positions[0].unsqueeze(1).double() * embedding.inv_freq.double()
+    # Angles below 8,192 are off by half of 2^-11 in fp32, and by 16 in bf16.
+    torch.testing.assert_close(tables[0][0].double(), torch.cat([angles] * 2, -1).cos(), rtol=0, atol=2**-11)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @torch.no_grad()
 def test_decoding_from_the_first_token_is_the_full_forward(name):

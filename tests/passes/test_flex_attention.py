@@ -121,6 +121,53 @@ def test_shorter_sequences_are_the_first_rows(score):
     assert_same_bits(part, full[:, :, :70])
 
 
+def shifted(score, by):
+    return score and (lambda s, b, h, i, j: score(s, b, h, i + by, j))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("score", ["none", "alibi", "softcap"])
+def test_one_query_has_the_bits_of_its_row(score, dtype):
+    """Rung Q: on devices with a kernel for few queries, stock PyTorch takes another one here."""
+    q, k, v = operands(dtype)
+    with bi_compile.eager():
+        full = attend(causal, SCORES[score])(q, k, v)
+        for at in (0, 63, 64, 149):
+            own = slice(at, at + 1)
+            score_mod = shifted(SCORES[score], at)
+            one = flex_attention(
+                q[:, :, own], k[:, :, : at + 1], v[:, :, : at + 1], score_mod=score_mod, enable_gqa=True
+            )
+            assert_same_bits(one, full[:, :, own], f"query {at}")
+
+
+@pytest.mark.parametrize("score", ["none", "alibi", "softcap"])
+def test_nan_in_padding_on_the_left_is_not_there(score):
+    q, k, v = operands(length=70)
+    with bi_compile.eager():
+        alone = attend(causal, SCORES[score], length=70)(q, k, v)
+        for pad in (1, 65):
+            after = [F.pad(t, (0, 0, pad, 0), value=math.nan) for t in (q, k, v)]
+            mask = create_block_mask(
+                lambda b, h, i, j, pad=pad: (i >= j) & (j >= pad),
+                None,
+                None,
+                70 + pad,
+                70 + pad,
+                device="cpu",
+            )
+            out = flex_attention(*after, score_mod=SCORES[score], block_mask=mask, enable_gqa=True)
+            assert_same_bits(out[:, :, pad:], alone, f"{pad} in front")
+
+
+def test_kernel_options_change_nothing():
+    inputs = operands(length=40)
+    options = {"BLOCK_M": 32, "BLOCK_N": 16, "FORCE_USE_FLEX_ATTENTION": True}
+    with bi_compile.eager():
+        ours = attend(causal, alibi, length=40, kernel_options=options)(*inputs)
+        assert_same_bits(ours, attend(causal, alibi, length=40)(*inputs))
+
+
 def test_stock_shows_the_length():
     """The control of rung Q."""
     q, k, v = operands()
