@@ -126,14 +126,26 @@ def searchsorted(call: Call) -> Flow:
 
 
 def norm(call: Call) -> tuple[Flow, ...]:
-    """layer_norm, rms_norm: statistics over the last dims."""
+    """layer_norm, rms_norm: statistics over the last dims; of a sum, which comes first, in added ones."""
     rank = call.rank(call.first)
-    flow = call.flow(call.first)
+    summands = [call.first, *([call.get("more")] if "more" in call.arguments else [])]
+    flow = joined([(call.flow(node), rank) for node in summands], rank)
     kept = rank - len(call.get("normalized_shape"))
     if any(axis.dim >= kept for axis in flow.axes):
         raise Mixes(f"it is taken over dims {list(range(kept, rank))}, {_batch_dims(flow)}")
     whole = joined([(call.flow(n), call.rank(n)) for n in call.tensors], rank)
-    return whole, flow, flow
+    return (flow,) * (len(summands) - 1) + (whole, flow, flow)
+
+
+def recurrent(call: Call) -> tuple[Flow, ...]:
+    """One direction of a layer: x [T, B, I], states [B, H] -> outputs [T, B, H] and the last states."""
+    x, states = call.flow(call.arguments["x"]), call.arguments["state"]
+    if any(axis.dim != 1 for axis in x.axes) or any(a.dim for s in states for a in call.flow(s).axes):
+        raise Mixes(f"it walks along dim 0 over samples side by side on dim 1, {_batch_dims(x)}")
+    if any(call.flow(weight).axes for weight in call.arguments["weights"]):
+        raise Unknown("its weights depend on the batch")
+    last = joined([(x.move(lambda axis: axis.at(0)), 2), *((call.flow(s), 2) for s in states)], 2)
+    return last.move(lambda axis: axis.at(1)), *(last for _ in states)
 
 
 def product(call: Call) -> Flow:
@@ -254,5 +266,6 @@ def iota(call: Call) -> Flow:
     length: list[Size] = call.result_sizes
     if length and length[0].symbols & symbols:
         names = [name for name, size in call.batches.items() if size == length[0]]
-        return Flow((Axis(names[0], 0),), ALIGNED) if names else Flow((), ROUTING)
+        counts = call.get("start", default=0) == 0 and call.get("step", default=1) == 1
+        return Flow((Axis(names[0], 0),), ALIGNED) if names and counts else Flow((), ROUTING)
     return Flow()

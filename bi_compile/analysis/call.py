@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from bi_compile.analysis.axes import Flow, Unknown
+from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.sizes import Same, Size, sizes_of
 
 
@@ -16,12 +17,13 @@ from bi_compile.analysis.sizes import Same, Size, sizes_of
 class Call:
     """node: calls an OpOverload. flows: of every earlier node. batches: the extent of each batch.
 
-    same: symbols of other inputs that stand for one of these extents too.
+    same: symbols of other inputs that stand for one of these extents too. constants: what no input bears on.
     """
 
     node: fx.Node
     flows: Mapping[fx.Node, Any]
     batches: Mapping[str, Size]
+    constants: Constants
     same: Same = ()
 
     @property

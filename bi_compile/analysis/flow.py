@@ -14,6 +14,7 @@ from torch import fx
 
 from bi_compile.analysis.axes import Axis, Flow, Mixes, Unknown, shaped
 from bi_compile.analysis.call import Call
+from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.order import is_check
 from bi_compile.analysis.rules import rule_of
 from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
@@ -92,9 +93,10 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
                 result.same += ((own_symbol, first),)
         result.flows[node] = Flow(axes)
     result.same += _numbers_of_samples(inputs, result)
+    constants = Constants(result.batches, result.same)
     for node in graph.nodes:
         if node.op == "call_function":
-            result.flows[node] = _flow_of(node, result)
+            result.flows[node] = _flow_of(node, result, constants)
         elif node not in result.flows:
             result.flows[node] = Flow()
     if any(size.number == 0 for size in result.batches.values()):
@@ -127,7 +129,7 @@ def _numbers_of_samples(inputs: Sequence[fx.Node], known: BatchFlow) -> Same:
     )
 
 
-def _flow_of(node: fx.Node, known: BatchFlow) -> Any:
+def _flow_of(node: fx.Node, known: BatchFlow, constants: Constants) -> Any:
     if node.target is operator.getitem:
         source = known.flows.get(node.args[0])  # type: ignore[arg-type]
         index = node.args[1]
@@ -145,7 +147,7 @@ def _flow_of(node: fx.Node, known: BatchFlow) -> Any:
         if None not in inputs:
             known.findings[node] = Finding(False, "no rule says how the batch passes through this op")
         return None
-    return _ruled(node, rule, known, Call(node, known.flows, known.batches, known.same))
+    return _ruled(node, rule, known, Call(node, known.flows, known.batches, constants, known.same))
 
 
 def _ruled(node: fx.Node, rule: Callable[[Call], Any], known: BatchFlow, call: Call) -> Any:

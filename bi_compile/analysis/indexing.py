@@ -8,6 +8,7 @@ from torch import fx
 
 from bi_compile.analysis.axes import ALIGNED, RETURNING, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
 from bi_compile.analysis.call import Call
+from bi_compile.analysis.constants import factored
 from bi_compile.analysis.sizes import Size
 
 
@@ -25,16 +26,18 @@ def gather(call: Call) -> Flow:
     if not rank:
         return Flow()
     (dim,) = wrapped(call.arguments["dim"], rank)
-    chosen = _chosen(call.flow(x).dims().get(dim), call.flow(index))
+    chosen = _chosen(call, call.flow(x).dims().get(dim), index)
     rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
     flow = joined([(rest, rank), (Flow(call.flow(index).axes), rank)], rank)
-    return flow if chosen is None else Flow((*flow.move(_other_than(chosen)).axes, chosen.at(dim)))
+    if chosen is None:
+        return flow
+    return Flow((*flow.move(_other_than(chosen)).axes, chosen.at(dim) if chosen.ragged else chosen))
 
 
 def index_select(call: Call) -> Flow:
     x, index = call.get("self", "x"), call.arguments["index"]
     (dim,) = wrapped(call.arguments["dim"], call.rank(x))
-    chosen = _chosen(call.flow(x).dims().get(dim), call.flow(index))
+    chosen = _chosen(call, call.flow(x).dims().get(dim), index)
     rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
     rows = call.flow(index).move(lambda axis: axis.at(dim))
     extra = rows.axes if chosen is None else (chosen.at(dim),)
@@ -45,10 +48,16 @@ def _other_than(chosen: Axis):
     return lambda axis: None if axis.name == chosen.name else axis
 
 
-def _chosen(axis: Axis | None, index: Flow) -> Axis | None:
-    """What a dim with this axis becomes where `index` chooses from it; None if no batch is chosen from."""
+def _chosen(call: Call, axis: Axis | None, places: fx.Node) -> Axis | None:
+    """What a dim with this axis becomes where `places` choose from it; None if no batch is chosen from.
+
+    Its dim is one of the places' own.
+    """
     if axis is None:
         return None
+    if (found := _by_place(call, axis, places)) is not None:
+        return found
+    index = call.flow(places)
     if index.position == ALIGNED or (index.position == RETURNING and axis.ragged):
         return next(own for own in index.axes if own.name == axis.name)
     if index.position:
@@ -56,6 +65,33 @@ def _chosen(axis: Axis | None, index: Flow) -> Axis | None:
     if index.axes:
         raise Unknown("the data choose which samples it takes")
     raise Mixes("it takes some samples out of the batch")
+
+
+def _by_place(call: Call, axis: Axis, places: fx.Node) -> Axis | None:
+    """Where the batch lies in rows taken from a dim with this axis; None where inputs bear on the places.
+
+    Raises Mixes unless the places of each sample, wherever those lie, are all of that sample's own rows.
+    """
+    constants, batch = call.constants, call.batches[axis.name]
+    trials = []
+    for samples in constants.trials:
+        if axis.ragged or (rows := constants.at(places, samples)) is None:
+            return None
+        number, inner = (constants.size(size, samples) for size in (batch, axis.inner))
+        whole = number * inner * constants.size(axis.outer, samples)
+        trials.append((samples, number, rows % whole // inner % number))
+    for dim, size in enumerate(call.sizes(places)):
+        for outer, inner in factored(size.over(batch)):
+            own = Axis(axis.name, dim, outer, inner)
+            if all(_lie_at(own, owners, number, call, samples) for samples, number, owners in trials):
+                return own
+    raise Mixes("it moves samples to other places in the batch, or takes some out of it")
+
+
+def _lie_at(axis: Axis, owners: torch.Tensor, samples: int, call: Call, trial: int) -> bool:
+    """Whether every row belongs to the sample whose place in `axis` it has."""
+    places = torch.arange(owners.shape[axis.dim]) // call.constants.size(axis.inner, trial) % samples
+    return bool((owners.movedim(axis.dim, -1) == places).all())
 
 
 def index(call: Call) -> Flow:
@@ -74,7 +110,7 @@ def index(call: Call) -> Flow:
         if axis.dim in indexed:
             if _counts_samples(given[axis.dim], x.meta["val"].shape[axis.dim]):
                 raise Unknown("it takes as many samples as there were when this graph was traced")
-            chosen = _chosen(axis, call.flow(given[axis.dim]))
+            chosen = _chosen(call, axis, given[axis.dim])
             assert chosen is not None
             # Numbers counted in the index's own dims, which may be fewer than those of all indices together.
             dim = (
@@ -160,7 +196,7 @@ def scatter(call: Call) -> Flow:
         crossed = crossed or given.dims().get(dim)
         flow = joined([(flow, rank), (given.move(lambda a: None if a.dim == dim else a), rank)], rank)
     if crossed:
-        return _returned(call, Flow(flow.move(_other_than(crossed)).axes), dim, crossed, call.flow(index_))
+        return _returned(call, Flow(flow.move(_other_than(crossed)).axes), dim, crossed, index_)
     return Flow(flow.axes)
 
 
@@ -173,7 +209,7 @@ def index_add(call: Call) -> Flow:
     crossed = own.dims().get(dim) or given.dims().get(dim)
     rest = [(flow.move(lambda a: None if a.dim == dim else a), rank) for flow in (own, given)]
     flow = joined(rest, rank)
-    return _returned(call, flow, dim, crossed, call.flow(call.arguments["index"])) if crossed else flow
+    return _returned(call, flow, dim, crossed, call.arguments["index"]) if crossed else flow
 
 
 def index_put(call: Call) -> Flow:
@@ -189,19 +225,27 @@ def index_put(call: Call) -> Flow:
         if _is_mask(chosen):
             moved = flow.move(lambda axis, dim=dim: axis.at(axis.dim + dim))
             return joined([(own, rank), (Flow(moved.axes), rank)], rank)
-        if flow.position == ROUTING or flow.position == ALIGNED:
-            origin = axes.get(dim) or (flow.axes[0].at(dim) if flow.axes else None)
+        known = call.constants.at(chosen, call.constants.trials[0]) is not None
+        if flow.position == ROUTING or flow.position == ALIGNED or known:
+            put = _put_rows(call, chosen).get(dim) if known else None
+            origin = axes.get(dim) or put or (flow.axes[0].at(dim) if flow.axes else None)
             if origin is not None:
                 rest = own.move(_other_than(origin))
                 # Places written where an order leads are the inverse of that order.
                 places = RETURNING if call.flow(values).position or _is_iota(values) else None
-                return _returned(call, Flow(rest.axes, places), dim, origin, flow)
+                return _returned(call, Flow(rest.axes, places), dim, origin, chosen)
         if dim in axes:
-            _chosen(axes[dim], flow)
+            _chosen(call, axes[dim], chosen)
     if any(call.flow(i).axes for i in given if i is not None):
         raise Unknown("rows of the batch are written where the data say")
     written = _written(call, [d for d, chosen in enumerate(given) if chosen is not None])
     return joined([(Flow(own.axes), rank), (written, rank)], rank)
+
+
+def _put_rows(call: Call, index: fx.Node) -> dict[int, Axis]:
+    """The batch of values, as many as places in a dim that `index` names, by that dim."""
+    values, rank = call.arguments["values"], call.rank(call.get("self", "x"))
+    return call.flow(values).dims() if call.rank(values) == rank and call.rank(index) == 1 else {}
 
 
 def _written(call: Call, indexed: list[int]) -> Flow:
@@ -228,8 +272,11 @@ def _is_iota(node: Any) -> bool:
     return isinstance(node, fx.Node) and str(node.target).split(".")[1:2] in (["iota"], ["arange"])
 
 
-def _returned(call: Call, rest: Flow, dim: int, axis: Axis, index: Flow) -> Flow:
+def _returned(call: Call, rest: Flow, dim: int, axis: Axis, places: fx.Node) -> Flow:
     """Rows put back into a dim of the size they were drawn from."""
+    if (put := _put_by_place(call, dim, axis, places)) is not None:
+        return Flow((*rest.axes, put), rest.position)
+    index = call.flow(places)
     if index.position is None:
         if index.axes:
             raise Unknown("the data choose which samples it writes to")
@@ -240,6 +287,19 @@ def _returned(call: Call, rest: Flow, dim: int, axis: Axis, index: Flow) -> Flow
     if outer is None:
         return Flow((*rest.axes, replace(axis, dim=dim, ragged=True)), rest.position)
     return Flow((*rest.axes, Axis(axis.name, dim, outer, axis.inner)), rest.position)
+
+
+def _put_by_place(call: Call, dim: int, axis: Axis, places: fx.Node) -> Axis | None:
+    """Where the batch lies in a dim into which rows are put; None where inputs bear on their places."""
+    if call.constants.at(places, call.constants.trials[0]) is None:
+        return None
+    for outer, inner in factored(call.result_sizes[dim].over(call.batches[axis.name])):
+        put = Axis(axis.name, dim, outer, inner)
+        try:
+            return put if _by_place(call, put, places) is not None else None
+        except Mixes:
+            continue
+    raise Mixes("it writes samples to other places in the batch")
 
 
 def grouped(call: Call) -> Flow:
