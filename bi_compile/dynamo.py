@@ -14,12 +14,10 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +67,7 @@ def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None
     _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
     _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
+    _keep_ops_whole()
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         leak("disabled", "every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1")
 
@@ -81,6 +80,31 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         return around(stock, *args, **kwargs)
 
     setattr(owner, name, watched)
+
+
+def _keep_ops_whole() -> None:
+    """In functions of ours Dynamo does not make several ops of `addcdiv`, `addcmul_` and their like.
+
+    It does so before autograd, and their gradients are others than those of the op.
+    """
+    from torch._dynamo.variables.tensor import TensorVariable
+    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+
+    for name in ("method_add_", "method_addcdiv_", "method_addcmul_"):
+        if hasattr(TensorVariable, name):
+            _wrap(TensorVariable, name, _whole)
+    handlers = TorchInGraphFunctionVariable._get_handlers()
+    if (stock := handlers.get(torch.addcdiv)) is not None:
+        handlers[torch.addcdiv] = functools.partial(_whole, stock)
+
+
+def _whole(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """None, by which Dynamo puts the op itself into the graph, in the frames of this thread that are ours."""
+    return None if _is_tracing() else stock(*args, **kwargs)
+
+
+def _is_tracing() -> bool:
+    return bool(_thread.attempts)
 
 
 def _context(stock: Callable[..., Any], self: Any, callback: Any, *args: Any, **kwargs: Any) -> None:
@@ -180,27 +204,11 @@ def _frame(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwarg
     attempt = _Attempt()
     _thread.attempts.append(attempt)
     try:
-        with _ops_whole():
-            result = stock(self, frame, *args, **kwargs)
+        result = stock(self, frame, *args, **kwargs)
     finally:
         _thread.attempts.pop()
     _report(attempt, frame)
     return result
-
-
-@contextmanager
-def _ops_whole() -> Iterator[None]:
-    """Keep `addcdiv`, `addcmul_` and their like: Dynamo makes several ops of them, with other gradients."""
-    from torch._dynamo import config
-    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
-
-    with ExitStack() as stack:
-        if hasattr(config, "enable_dynamo_decompositions"):
-            stack.enter_context(config.patch(enable_dynamo_decompositions=False))
-        handlers = TorchInGraphFunctionVariable._get_handlers()
-        stack.enter_context(mock.patch.dict(handlers))
-        handlers.pop(torch.addcdiv, None)
-        yield
 
 
 def _capture(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:

@@ -238,3 +238,16 @@ def test_ops_that_a_rewrite_is_made_of_round_as_they_do_one_by_one(monkeypatch):
         got = compiled(x, a, b)
     assert_same_bits(got, x + a / b * 0.3)
     assert not same_bits(got, (x.float() + a.float() / b.float() * 0.3).bfloat16())
+
+
+def test_functions_of_other_backends_are_traced_as_before():
+    torch.compiler.reset()
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.graph)
+        return module
+
+    for how in ("batch_invariant", keep):
+        torch.compile(lambda x: torch.addcdiv(x, x, x, value=2), backend=how)(torch.ones(3))
+    assert torch.div in {node.target for node in graphs[0].nodes}
