@@ -1,4 +1,4 @@
-"""Values that no tensor input bears upon, computed: places in the batch, masks, counts of samples.
+"""Values that no tensor input bears upon, computed: places in the batch.
 
 What is made of sizes and numbers alone can be known for any batch. Two sizes of the batch are tried where it
 is symbolic; where it is not, the one size of the graph.
@@ -31,7 +31,6 @@ class Constants:
         self._symbols = {symbol for size in batches.values() for symbol in size.symbols}
         self._same = same
         self._known: dict[tuple[fx.Node, int], Any] = {}
-        self._counting: dict[fx.Node, bool] = {}
         self.trials = SAMPLES if self._symbols else SAMPLES[:1]
 
     def at(self, node: fx.Node, samples: int) -> Any:
@@ -40,28 +39,12 @@ class Constants:
             self._known[node, samples] = self._computed(node, samples)
         return self._known[node, samples]
 
-    def counts(self, node: fx.Node) -> bool:
-        """Whether a symbolic batch size enters the value, be it as a shape alone."""
-        if node not in self._counting:
-            numbers = [n for n in node.all_input_nodes if _is_number(n)]
-            self._counting[node] = any(self._is_of_the_batch(n) for n in numbers) or any(
-                self.counts(n) for n in node.all_input_nodes if n not in numbers
-            )
-        return self._counting[node]
-
     def size(self, size: Size, samples: int) -> int:
         """The number that a size is."""
         result = size.number
         for factor, power in size.factors:
             result *= self._number(factor, samples) ** power
         return result
-
-    def _is_of_the_batch(self, node: fx.Node) -> bool:
-        value = node.meta["val"]
-        symbols = {
-            b for a, b in self._same if a in value.node.expr.free_symbols
-        } | value.node.expr.free_symbols
-        return bool(self._symbols & symbols)
 
     def _number(self, expression: Any, samples: int) -> int:
         expression = expression.subs(list(self._same))
@@ -91,10 +74,6 @@ class Constants:
                 return target(*args, **kwargs)  # type: ignore[operator]
         except Exception:  # whatever cannot be computed for such a batch is not known
             return None
-
-
-def _is_number(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat)
 
 
 def _is_fixed(target: Any) -> bool:

@@ -38,8 +38,10 @@ def _for_cpu(
     return NotImplemented if dropout_p else _both(query, key, value, attn_mask, is_causal, scale)
 
 
-def _nothing(query: Tensor) -> Tensor:
-    return query.new_empty(0)
+def _nine(both: tuple[Tensor, Tensor], query: Tensor, key: Tensor) -> tuple[Any, ...]:
+    """What the flash and cuDNN ops return: lengths, and states of random numbers that were not drawn."""
+    none = query.new_empty(0)
+    return *both, none, none, query.shape[-2], key.shape[-2], none, none, none
 
 
 @rewrite(aten._scaled_dot_product_flash_attention.default)
@@ -55,9 +57,7 @@ def _flash(
 ) -> Any:
     if dropout_p or return_debug_mask:
         return NotImplemented
-    out, lse = _both(query, key, value, None, is_causal, scale)
-    none = _nothing(query)
-    return out, lse, none, none, query.shape[-2], key.shape[-2], none, none, none
+    return _nine(_both(query, key, value, None, is_causal, scale), query, key)
 
 
 @rewrite(aten._scaled_dot_product_cudnn_attention.default)
@@ -75,9 +75,7 @@ def _cudnn(
 ) -> Any:
     if dropout_p or return_debug_mask:
         return NotImplemented
-    out, lse = _both(query, key, value, attn_bias, is_causal, scale)
-    none = _nothing(query)
-    return out, lse, none, none, query.shape[-2], key.shape[-2], none, none, none
+    return _nine(_both(query, key, value, attn_bias, is_causal, scale), query, key)
 
 
 @rewrite(aten._scaled_dot_product_efficient_attention.default)
@@ -94,8 +92,8 @@ def _efficient(
 ) -> Any:
     if dropout_p:
         return NotImplemented
-    out, lse = _both(query, key, value, attn_bias, is_causal, scale)
-    return out, lse, _nothing(query), _nothing(query)
+    none = query.new_empty(0)
+    return *_both(query, key, value, attn_bias, is_causal, scale), none, none
 
 
 REWRITES = (*_for_cpu, *_flash, *_cudnn, *_efficient)
