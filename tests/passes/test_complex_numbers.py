@@ -84,12 +84,13 @@ def test_compiled_equals_eager_in_any_batch_and_nothing_is_isolated():
         want = rotate(x, y)
     compiled = torch.compile(rotate, backend="batch_invariant")
     with collect() as report:
-        for part in (slice(0, 9), slice(3, 5)):
+        for part in (slice(0, 9), slice(3, 5), slice(3, 4)):
             for got, whole in zip(compiled(x[part], y[part]), want, strict=True):
                 assert_same_bits(got, whole[part])
     assert report.promised
     assert not report.isolated
-    assert not torch.equal(rotate(x[3:5], y[3:5])[0], rotate(x, y)[0][3:5])  # the control
+    # The control: one row, which every library of products takes by other code than nine.
+    assert not torch.equal(rotate(x[3:4], y[3:4])[0], rotate(x, y)[0][3:4])
 
 
 def test_gradients_are_those_of_float64():

@@ -48,8 +48,9 @@ def test_compiled_in_any_batch(way):
     ours, control = (mixtral(name, torch.float32).model.layers[0].mlp for name in (way, "batched_mm"))
     with collect() as report, constant_floats():
         compiled = torch.compile(ours, backend="batch_invariant", dynamic=True)
-        assert_batch_invariant(
-            compiled, torch.randn(6, 11, 300), trials=1, control=control, reference=control
-        )
+        # One token a sample: its products with stock PyTorch differ from those of many on every processor.
+        one_token = torch.randn(6, 1, 300)
+        assert_batch_invariant(compiled, one_token, trials=1, control=control, reference=control)
+        assert_batch_invariant(compiled, torch.randn(6, 11, 300), trials=1, reference=control)
     assert not report.refused
     assert report.canonical[WAYS[way]] or report.breaks

@@ -74,5 +74,5 @@ def test_in_any_batch(name, mask):
 
 def test_control_stock_changes_with_the_batch():
     module = nn.TransformerEncoderLayer(320, 2, 24, batch_first=True).eval().requires_grad_(False)
-    x = torch.randn(5, 7, 320)
+    x = torch.randn(5, 1, 320)  # of one token: longer ones show no batch on some processors
     assert not all(same_bits(module(x)[i : i + 1], module(x[i : i + 1])) for i in range(5))
