@@ -222,7 +222,7 @@ from bi_compile.templates.normalization import gpu as normalization
 from bi_compile.templates.reduction import gpu as reduction
 from bi_compile.templates.softmax import gpu as softmax
 compiled.compile_launches({capability})
-overlap.capability = lambda device: {capability}
+overlap.able = lambda device: {capability} >= 90
 for dtype, shape in ((torch.bfloat16, (4096, 4096)), (torch.float32, (1, 768))):
     x, w = torch.empty(shape, dtype=dtype), torch.empty(shape[1], dtype=dtype)
     reduction.sum(x, (1,), False), reduction.sum(x, (0,), False), reduction.argmax(x, (1,), False)

@@ -1,6 +1,8 @@
 """The device a kernel runs on, and how every kernel is compiled."""
 
+import ctypes
 import functools
+import sys
 from typing import NamedTuple
 
 import torch
@@ -26,3 +28,16 @@ def processor(index: int) -> Processor:
     return Processor(
         10 * found.major + found.minor, found.multi_processor_count, found.shared_memory_per_block_optin
     )
+
+
+@functools.cache
+def driver_version() -> tuple[int, int]:
+    """The newest CUDA that the driver of this machine knows: (12, 3); (0, 0) where no driver can be asked."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0, 0
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return 0, 0
+    return version.value // 1000, version.value % 1000 // 10
