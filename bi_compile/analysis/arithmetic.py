@@ -8,6 +8,7 @@ from torch import fx
 from bi_compile.allowed import Allowed
 from bi_compile.analysis.axes import (
     ALIGNED,
+    COUNT_ENTERS,
     RETURNING,
     ROUTING,
     Axis,
@@ -18,7 +19,7 @@ from bi_compile.analysis.axes import (
     without,
     wrapped,
 )
-from bi_compile.analysis.call import Call
+from bi_compile.analysis.call import Call, keep_apart
 from bi_compile.analysis.sizes import Size
 
 
@@ -26,11 +27,12 @@ def pointwise(call: Call) -> Flow:
     rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
     flow = joined([(call.flow(node), call.rank(node)) for node in call.tensors], rank)
     if flow.position and call.rounds:
-        raise Mixes("a place in the batch, or a count of samples, enters the arithmetic")
+        raise Mixes(COUNT_ENTERS)
     if flow.position and not _changes_nothing(call):
         flow = Flow(flow.axes, ROUTING)
     if call.rounds and _batch_size_enters(call):
         raise Mixes("the number of samples enters the arithmetic")
+    keep_apart(call, flow)
     return flow
 
 
@@ -52,7 +54,7 @@ def cast(call: Call) -> Flow:
     """A change of dtype or memory alone."""
     flow = call.flow(call.first)
     if flow.position and call.rounds and not _is_only_counted(call.node):
-        raise Mixes("a place in the batch, or a count of samples, enters the arithmetic")
+        raise Mixes(COUNT_ENTERS)
     return flow
 
 

@@ -14,6 +14,9 @@ ALIGNED = "aligned"
 ROUTING = "routing"
 RETURNING = "returning"
 
+COUNT_ENTERS = "a place in the batch, or a count of samples, enters the arithmetic"
+"""Why numbers with a position and samples may not meet."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -40,10 +43,10 @@ class Flow:
     """What is known of a value: the places of the batch, and whether its numbers tell a place in the batch.
 
     axes: at most one for each batch; empty for what holds no sample's data.
-    position: None for ordinary values; ALIGNED for 0, 1, 2, ... along the batch; ROUTING for integers that
-        depend on other samples too, such as the order of a sort; RETURNING for those that put rows chosen so
-        back in their places, such as the inverse of that order. All may choose rows; none may enter
-        arithmetic.
+    position: None for ordinary values; ALIGNED for 0, 1, 2, ... along the batch; ROUTING for numbers that
+        depend on other samples too, such as the order of a sort, or on how many there are; RETURNING for
+        those that put rows chosen so back in their places, such as the inverse of that order. All may choose
+        rows; none may enter arithmetic.
     """
 
     axes: tuple[Axis, ...] = ()

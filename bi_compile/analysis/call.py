@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from bi_compile.analysis.axes import Flow, Unknown
+from bi_compile.analysis.axes import Flow, Mixes, Unknown
 from bi_compile.analysis.constants import Constants
-from bi_compile.analysis.sizes import Same, Size, sizes_of
+from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,17 @@ class Call:
     def batch_symbols(self) -> set[Any]:
         own = {symbol for size in self.batches.values() for symbol in size.symbols}
         return own | {symbol for other, _ in self.same for symbol in other.free_symbols}
+
+
+def keep_apart(call: Call, flow: Flow) -> None:
+    """Raises Mixes where known numbers lie beside the samples and are not the same for each of them."""
+    rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
+    for node in call.tensors:
+        shift = rank - call.rank(node)
+        for axis in () if call.flow(node).axes else flow.axes:
+            beside = axis.at(axis.dim - shift)
+            one_for_all = beside.dim < 0 or call.sizes(node)[beside.dim] == ONE
+            if one_for_all or axis.ragged:
+                continue
+            if call.constants.tell_places_apart(node, beside, call.batches[axis.name]):
+                raise Mixes("every place in the batch has another number there")

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import no_python_dispatcher
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bi_compile.analysis.axes import Axis
 from bi_compile.analysis.sizes import ONE, Same, Size
 
 SAMPLES = (4, 6)
@@ -31,6 +33,7 @@ class Constants:
         self._symbols = {symbol for size in batches.values() for symbol in size.symbols}
         self._same = same
         self._known: dict[tuple[fx.Node, int], Any] = {}
+        self._made_of_batch: dict[fx.Node, bool] = {}
         self.trials = SAMPLES if self._symbols else SAMPLES[:1]
 
     def at(self, node: fx.Node, samples: int) -> Any:
@@ -38,6 +41,65 @@ class Constants:
         if (node, samples) not in self._known:
             self._known[node, samples] = self._computed(node, samples)
         return self._known[node, samples]
+
+    def are_known(self, node: fx.Node) -> bool:
+        """Whether the value of a node is known for every trial: no input bears upon it."""
+        return all(self.at(node, samples) is not None for samples in self.trials)
+
+    def have_batch_in(self, node: fx.Node) -> bool:
+        """Whether the number of samples, where it is symbolic, stands among what a node is made of."""
+        if node not in self._made_of_batch:
+            self._made_of_batch[node] = any(
+                self._is_of_batch(value) or self.have_batch_in(value) for value in node.all_input_nodes
+            )
+        return self._made_of_batch[node]
+
+    def _is_of_batch(self, node: fx.Node) -> bool:
+        number = node.meta.get("val")
+        if not isinstance(number, torch.SymInt | torch.SymFloat):
+            return False
+        return bool(number.node.expr.subs(list(self._same)).free_symbols & self._symbols)
+
+    def tell_of_batch(self, node: fx.Node) -> bool:
+        """Whether the value of a node differs with the number of samples, or along them.
+
+        A dim whose extent differs is taken to hold the samples; whether it is, is seen when it meets them.
+        False where the batch has a fixed size, and for what is not known.
+        """
+        values = [self.at(node, samples) for samples in self.trials]
+        if not all(isinstance(value, torch.Tensor) for value in values):
+            return False
+        for dim in range(values[0].dim()):
+            if any(value.shape[dim] != values[0].shape[dim] for value in values):
+                alone = self._of_one_sample(values, dim)
+                if alone is None:
+                    return True
+                values = alone
+        return not all(_same_numbers(value, values[0]) for value in values)
+
+    def _of_one_sample(self, values: list[torch.Tensor], dim: int) -> list[torch.Tensor] | None:
+        """The values with only the first sample's part of a dim, if every other sample's is the same."""
+        each = [value.shape[dim] // samples for value, samples in zip(values, self.trials, strict=True)]
+        whole = [value.shape[dim] % samples for value, samples in zip(values, self.trials, strict=True)]
+        if any(whole) or any(rows != each[0] for rows in each):
+            return None
+        for inner in [n for n in range(1, each[0] + 1) if each[0] % n == 0]:
+            cut = [
+                value.unflatten(dim, (each[0] // inner, samples, inner))
+                for value, samples in zip(values, self.trials, strict=True)
+            ]
+            if all(_all_alike(value, dim + 1) for value in cut):
+                return [value.narrow(dim + 1, 0, 1).flatten(dim, dim + 2) for value in cut]
+        return None
+
+    def tell_places_apart(self, node: fx.Node, axis: Axis, batch: Size) -> bool:
+        """Whether a value that lies along `axis`, and is known, differs from one sample to the next."""
+        samples = self.trials[0]
+        value = self.at(node, samples)
+        if not isinstance(value, torch.Tensor):
+            return False
+        cut = [self.size(size, samples) for size in (axis.outer, batch, axis.inner)]
+        return not _all_alike(value.unflatten(axis.dim, cut), axis.dim + 1)
 
     def size(self, size: Size, samples: int) -> int:
         """The number that a size is."""
@@ -47,9 +109,12 @@ class Constants:
         return result
 
     def _number(self, expression: Any, samples: int) -> int:
+        return int(self._value(expression, samples))
+
+    def _value(self, expression: Any, samples: int) -> Any:
         expression = expression.subs(list(self._same))
         values = {s: samples if s in self._symbols else _OTHERS for s in expression.free_symbols}
-        return int(expression.subs(values))
+        return expression.subs(values)
 
     def _computed(self, node: fx.Node, samples: int) -> Any:
         target = node.target
@@ -62,6 +127,8 @@ class Constants:
             number = value.meta.get("val")
             if isinstance(number, torch.SymInt):
                 return self._number(number.node.expr, samples)
+            if isinstance(number, torch.SymFloat):
+                return float(self._value(number.node.expr, samples))
             if (found := self.at(value, samples)) is None:
                 raise LookupError
             return found
@@ -70,10 +137,19 @@ class Constants:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given)
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": torch.device("cpu")}
-            with _disable_current_modes():  # real tensors, while a graph of fake ones is made
+            # Real tensors, and kernels that load when first called, while a graph of fake ones is made.
+            with _disable_current_modes(), no_python_dispatcher():
                 return target(*args, **kwargs)  # type: ignore[operator]
         except Exception:  # whatever cannot be computed for such a batch is not known
             return None
+
+
+def _all_alike(value: torch.Tensor, dim: int) -> bool:
+    return _same_numbers(value, value.narrow(dim, 0, min(1, value.shape[dim])).expand_as(value))
+
+
+def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(((a == b) | (a != a) & (b != b)).all())
 
 
 def _is_fixed(target: Any) -> bool:

@@ -12,7 +12,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from bi_compile.analysis.axes import Axis, Flow, Mixes, Unknown, shaped
+from bi_compile.analysis.axes import COUNT_ENTERS, ROUTING, Axis, Flow, Mixes, Unknown, shaped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.order import is_check
@@ -140,18 +140,39 @@ def _flow_of(node: fx.Node, known: BatchFlow, constants: Constants) -> Any:
         return _for_each_result(node, Flow())
     inputs = [known.flows.get(n) for n in node.all_input_nodes]
     shared = all(isinstance(flow, Flow) and not flow.axes and not flow.position for flow in inputs)
-    if shared and not (known.batches and _starts_from_the_batch(node)):
+    of_batch = known.batches and (_starts_from_the_batch(node) or constants.have_batch_in(node))
+    if shared and not of_batch:
         return _for_each_result(node, Flow())
     rule = rule_of(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
     if rule is None:
+        if shared:
+            return _for_each_result(node, Flow())
         if None not in inputs:
             known.findings[node] = Finding(False, "no rule says how the batch passes through this op")
         return None
-    return _ruled(node, rule, known, Call(node, known.flows, known.batches, constants, known.same))
+    call = Call(node, known.flows, known.batches, constants, known.same)
+    if not any(flow is None or flow.axes for flow in inputs) or constants.are_known(node):
+        return _for_each_result(node, _of_numbers(rule, call))
+    return _ruled(node, rule, known, call)
+
+
+def _of_numbers(rule: Callable[[Call], Any], call: Call) -> Any:
+    """What no sample bears upon. Numbers that tell of the batch mix nothing until they meet its samples."""
+    try:
+        flow = rule(call)
+    except (Mixes, Unknown):
+        flow = Flow((), ROUTING)
+    if isinstance(flow, tuple) or not call.constants.are_known(call.node):
+        return flow
+    if not call.constants.tell_of_batch(call.node):
+        return Flow() if len(call.constants.trials) > 1 else flow
+    return flow if flow.position else Flow((), ROUTING)
 
 
 def _ruled(node: fx.Node, rule: Callable[[Call], Any], known: BatchFlow, call: Call) -> Any:
     try:
+        if call.rounds and _number_of_samples_enters(call):
+            raise Mixes(COUNT_ENTERS)
         return _for_each_result(node, rule(call))
     except Unknown as unknown:
         if str(unknown):
@@ -160,6 +181,14 @@ def _ruled(node: fx.Node, rule: Callable[[Call], Any], known: BatchFlow, call: C
     except Mixes as mixes:
         known.findings[node] = Finding(True, str(mixes))
         return _for_each_result(node, _after_mixing(call))
+
+
+def _number_of_samples_enters(call: Call) -> bool:
+    """Whether numbers that tell of the batch, and are no places in it, meet samples."""
+    flows = [(call.flow(node), node.meta["val"].dtype) for node in call.tensors]
+    return any(flow.axes and not flow.position for flow, _ in flows) and any(
+        flow.position and dtype.is_floating_point for flow, dtype in flows
+    )
 
 
 def _starts_from_the_batch(node: fx.Node) -> bool:

@@ -1,7 +1,7 @@
 """Rules of ops that move elements along fixed paths: reshapes, permutations, slices, concatenation, pads."""
 
 from bi_compile.analysis.axes import Axis, Flow, Mixes, Unknown, joined, reshaped, wrapped
-from bi_compile.analysis.call import Call
+from bi_compile.analysis.call import Call, keep_apart
 from bi_compile.analysis.sizes import ONE, Size, product
 
 
@@ -123,7 +123,9 @@ def concatenate(call: Call) -> Flow:
     flows = [call.flow(node) for node in pieces]
     along = [flow.dims().get(dim) for flow in flows]
     if not any(along):
-        return joined([(flow, len(call.result_sizes)) for flow in flows], len(call.result_sizes))
+        flow = joined([(flow, len(call.result_sizes)) for flow in flows], len(call.result_sizes))
+        keep_apart(call, flow)
+        return flow
     first = next(axis for axis in along if axis)
     if any(axis is None or (axis.name, axis.inner) != (first.name, first.inner) for axis in along):
         raise Unknown("it joins rows of the batch to others")
