@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shape(text: str) -> tuple[int, int]:
     n, _, k = text.partition("x")
-    if not (n.isdigit() and k.isdigit()):
+    if not (n.isdigit() and k.isdigit() and int(n) and int(k)):
         raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 6144x4096")
     return int(n), int(k)
 
@@ -89,7 +89,7 @@ def tune(shapes: Sequence[tuple[int, int]], dtype: str) -> int:
         registry.load("contraction", "cuda")
         from bi_compile.templates.contraction import gpu, gpu_tuning
 
-        file = gpu_tuning.tune(gpu.product, shapes or gpu_tuning.SHAPES, getattr(torch, dtype))
+        file = gpu.tune(shapes or gpu_tuning.SHAPES, getattr(torch, dtype))
     except BatchInvariantError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -184,6 +184,14 @@ class TuningError(_Message):
         )
 
 
+class OutdatedTuningWarning(UserWarning):
+    """A file of tuned configurations of another version: as if it were not there."""
+
+    def __init__(self, path: str, version: object) -> None:
+        what = f"the tuned configurations in {path} are of version {version!r}: they are not used"
+        super().__init__(_text(what, (), None, "write them anew: python -m bi_compile tune"))
+
+
 class CompilerNotFoundError(_Message):
     """No C++ compiler, so the CPU kernels cannot be built."""
 

@@ -155,7 +155,8 @@ def test_without_a_cuda_device_there_is_nothing_to_tune(capsys, monkeypatch):
     assert capsys.readouterr().err == "no CUDA device: nothing to tune\n"
 
 
-def test_shapes_to_tune_are_checked(capsys):
+@pytest.mark.parametrize("shape", ["64", "0x64", "64x", "ax64"])
+def test_shapes_to_tune_are_checked(capsys, shape):
     with pytest.raises(SystemExit):
-        main(["tune", "64"])
-    assert "'64' is no shape such as 6144x4096" in capsys.readouterr().err
+        main(["tune", shape])
+    assert f"'{shape}' is no shape such as 6144x4096" in capsys.readouterr().err

@@ -116,6 +116,13 @@ def test_tuning():
     )
 
 
+def test_outdated_tuning():
+    assert str(errors.OutdatedTuningWarning("x.json", 0)) == (
+        "the tuned configurations in x.json are of version 0: they are not used\n"
+        "Hint: write them anew: python -m bi_compile tune"
+    )
+
+
 def test_compiler_not_found():
     check(
         errors.CompilerNotFoundError("g++"),
@@ -240,7 +247,7 @@ def test_option_errors():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in vars(errors) if n.endswith("Error") and n != "BatchInvariantError"]
+    "name", [n for n in vars(errors) if n.endswith(("Error", "Warning")) and n != "BatchInvariantError"]
 )
 def test_every_error_has_a_test_here(name):
     assert re.search(rf"errors\.{name}\b", Path(__file__).read_text())

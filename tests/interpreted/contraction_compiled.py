@@ -3,6 +3,10 @@
 test_contraction_compiled imports this in a process of its own: other tests' interpreter replaces kernels.
 """
 
+import os
+import tempfile
+from unittest import mock
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +16,7 @@ from bi_compile.errors import TuningError
 from bi_compile.report.orders import orders
 from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_tuning
 from bi_compile.templates.contraction.gpu_configs import Config
-from bi_compile.templates.gpu import ahead
+from bi_compile.templates.gpu import ahead, device
 from bi_compile.templates.gpu.certificate import certificate
 from bi_compile.templates.gpu.device import Processor
 
@@ -74,6 +78,39 @@ def certified(capability: int) -> str:
         return str(len(gpu_tuning.certified(PROCESSORS[capability], torch.bfloat16)))
     except TuningError as error:
         return str(error)
+
+
+def tried(k: int) -> list[list]:
+    """The configurations that tuning runs for weights [48, k], on a pretended Hopper with pretended times."""
+    found = []
+
+    def product(x, w, config=None):
+        found.append(config)
+        return x @ w
+
+    stock = torch.randn
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, {"BI_COMPILE_CACHE_DIR": folder}),
+        mock.patch.multiple(torch.cuda, get_device_name=lambda i: "Some GPU", current_device=lambda: 0),
+        mock.patch.object(torch, "randn", lambda *shape, device: stock(*shape)),
+        mock.patch.object(device, "processor", return_value=PROCESSORS[90]),
+        mock.patch.object(gpu_tuning, "_microseconds", return_value=1.0),
+    ):
+        gpu_tuning.tune(product, [(48, k)], torch.bfloat16, (3,), lambda line: None)
+    return sorted(config for config in found if config)
+
+
+def with_another_block() -> str:
+    """What is said where one configuration of fp32 has blocks of 16."""
+    stranger = gpu_configs.SM_90_FP32[3]
+    stranger = stranger._replace(config=stranger.config._replace(block_k=16))
+    with mock.patch.object(gpu_configs, "SM_90_FP32", (*gpu_configs.SM_90_FP32, stranger)):
+        try:
+            gpu_tuning.certified(PROCESSORS[90], torch.float32)
+        except TuningError as error:
+            return str(error)
+    return "nothing"
 
 
 def of_a_graph() -> str:

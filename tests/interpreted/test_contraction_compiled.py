@@ -89,6 +89,17 @@ def test_groups_have_the_order_of_products(capability, dtype, cut):
 def test_only_certified_configurations_are_tuned():
     assert evaluated("certified(90)") == "12"
     assert "nothing to tune on a device of capability 100" in evaluated("certified(100)")
+    shipped = evaluated("[list(config) for config in shipped(90, torch.bfloat16) if config.descriptors]")
+    assert evaluated("tried(64)") == shipped
+    parallel = [[*config[:7], True, *config[8:]] for config in shipped]
+    assert evaluated("tried(5000)") == sorted(shipped + parallel)
+
+
+def test_one_without_a_proof_stops_the_tuning():
+    what, details, _ = evaluated("with_another_block()").splitlines()
+    assert what == "nothing to tune on a device of capability 90: no certificate of one order"
+    assert details.startswith("  Config(block_m=64, block_n=32, block_k=16,")
+    assert "sums sum[512 of K](0; sum[16 of 512]" in details
 
 
 def test_the_dump_shows_the_certificate_of_every_product():

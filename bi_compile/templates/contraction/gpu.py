@@ -7,6 +7,8 @@ shapes and strides alone is kept as a `_Plan`, for a call of few rows takes the 
 
 import functools
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +101,20 @@ def product(
         float(alpha), addend.beta, config,
     ).launch(a, b, addend.c, out)  # fmt: skip
     return out
+
+
+def tune(
+    shapes: Iterable[tuple[int, int]] = gpu_tuning.SHAPES,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: Iterable[int] = gpu_tuning.ROWS,
+) -> Path:
+    """Measure the configurations for weights [N, K] on the current device; calls use what was found.
+
+    Returns the file it is kept in. Raises TuningError, see `gpu_tuning.tune`.
+    """
+    file = gpu_tuning.tune(product, shapes, dtype, rows)
+    _plan.cache_clear()
+    return file
 
 
 class _Addend(NamedTuple):

@@ -7,6 +7,8 @@ of summation is certified to be the same, so a file moves times and never bits.
 import functools
 import json
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ import torch
 import triton
 
 from bi_compile import numerics
-from bi_compile.errors import TuningError
+from bi_compile.errors import OutdatedTuningWarning, TuningError
 from bi_compile.templates.contraction import gpu_certificates
-from bi_compile.templates.contraction.gpu_configs import Config, candidates
+from bi_compile.templates.contraction.gpu_configs import Config, candidates, rows_of_whole_lines
 from bi_compile.templates.gpu import device
 
 VERSION = 1
@@ -30,6 +32,8 @@ SHAPES = (
 
 _CACHE = 100 * 2**20
 """Bytes of weights that are gone through before one is read again, so that none waits in the L2 cache."""
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 Product = Callable[..., torch.Tensor]
 Table = dict[str, dict[str, dict[str, list[Any]]]]
@@ -44,13 +48,19 @@ def tune(
 ) -> Path:
     """Measure every certified configuration for weights [N, K] on the current device and keep the best.
 
-    product: `gpu.product`. Raises TuningError where configurations cannot be told to sum in one order.
+    product: `gpu.product`, see `gpu.tune`. A file that cannot be used is written anew.
+    Raises TuningError where configurations cannot be told to sum in one order, or one has other bits.
     """
-    here = device.processor(torch.cuda.current_device())
-    allowed = certified(here, dtype)
-    file = _file(torch.cuda.current_device())
-    table = _read(file)
+    index = torch.cuda.current_device()
+    allowed = certified(device.processor(index), dtype)
+    file = _file(index)
+    table = _kept(index, report)
     for n, k in shapes:
+        if not rows_of_whole_lines(n, k, k, 1, dtype.itemsize):
+            report(
+                f"N {n:5} K {k:5}: not tuned, its rows are no whole 16 bytes; the shipped choice serves it"
+            )
+            continue
         copies = max(2, min(16, _CACHE // (n * k * dtype.itemsize)))
         weights = [torch.randn(n, k, device="cuda").to(dtype).t() for _ in range(copies)]
         found = table.setdefault(_name(dtype), {}).setdefault(f"{n}x{k}", {})
@@ -84,6 +94,19 @@ def certified(processor: device.Processor, dtype: torch.dtype) -> list[Config]:
     return configs
 
 
+def _kept(index: int, report: Callable[[str], None]) -> Table:
+    """What the file for a device holds already; one that cannot be used is emptied, as calls read it, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", OutdatedTuningWarning)
+            tuned(index)
+    except (TuningError, OutdatedTuningWarning) as error:
+        report(f"{str(error).splitlines()[0]}; it is written anew")
+        _write(_file(index), {})
+        tuned.cache_clear()
+    return _read(_file(index))
+
+
 def _forms(configs: list[Config], k: int, dtype: torch.dtype) -> list[Config]:
     if k <= numerics.contraction_gpu_chunk(dtype.itemsize):
         return configs
@@ -100,35 +123,50 @@ def lookup(index: int, dtype: torch.dtype, m: int, n: int, k: int) -> Config | N
 
 @functools.cache
 def tuned(index: int) -> Mapping[tuple[str, int, int], Mapping[int, Config]]:
-    """What the file for a device says. Raises TuningError for a configuration that is not shipped."""
+    """What the file for a device says; nothing, with a warning, where another version wrote it.
+
+    Raises TuningError for a file that cannot be read, or names a configuration that is not shipped.
+    """
     file = _file(index)
     known: dict[tuple[str, int, int], dict[int, Config]] = {}
-    for dtype, shapes in _read(file).items():
-        shipped = {p.config for p in candidates(device.processor(index), getattr(torch, dtype), True)}
-        for shape, rows in shapes.items():
-            n, k = map(int, shape.split("x"))
-            known[dtype, n, k] = {int(m): Config(*values) for m, values in rows.items()}
-            for config in known[dtype, n, k].values():
-                if config._replace(parallel=False) not in shipped:
-                    reason = f"{tuple(config)} is no configuration of this version"
-                    raise TuningError.bad_file(str(file), reason)
+    for dtype, shapes in _read(file, warn=True).items():
+        try:
+            shipped = {p.config for p in candidates(device.processor(index), _DTYPES[dtype], True)}
+            for shape, rows in shapes.items():
+                n, k = map(int, shape.split("x"))
+                known[dtype, n, k] = {int(m): Config(*values) for m, values in rows.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TuningError.bad_file(str(file), repr(error)) from error
+        for config in (c for key, rows in known.items() if key[0] == dtype for c in rows.values()):
+            if config._replace(parallel=False) not in shipped:
+                reason = f"{tuple(config)} is no configuration of this version for this device"
+                raise TuningError.bad_file(str(file), reason)
     return known
 
 
-def _read(file: Path) -> Table:
+def _read(file: Path, warn: bool = False) -> Table:
+    """What the file holds; nothing where there is none, or one of another version."""
     if not file.exists():
         return {}
     try:
-        stored = json.loads(file.read_text())
-        return stored["configurations"] if stored["version"] == VERSION else {}
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        version, table = stored["version"], stored["configurations"]
     except (ValueError, KeyError, TypeError) as error:
         raise TuningError.bad_file(str(file), repr(error)) from error
+    if version != VERSION:
+        if warn:
+            warnings.warn(OutdatedTuningWarning(str(file), version), stacklevel=2)
+        return {}
+    if not isinstance(table, dict):
+        raise TuningError.bad_file(str(file), f"configurations: {table!r}")
+    return table
 
 
 def _write(file: Path, table: Table) -> None:
+    """Aside, and renamed: another process reads either the whole file or the one before."""
     stored = {"version": VERSION, "triton": triton.__version__, "torch": torch.__version__}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({**stored, "configurations": table}))
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({**stored, "configurations": table}), encoding="utf-8")
     part.replace(file)
 
 
