@@ -96,11 +96,26 @@ def _keep_ops_whole() -> None:
     handlers = TorchInGraphFunctionVariable._get_handlers()
     if (stock := handlers.get(torch.addcdiv)) is not None:
         handlers[torch.addcdiv] = functools.partial(_whole, stock)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    handlers[attention] = functools.partial(_nested_attention, handlers.get(attention))
 
 
 def _whole(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """None, by which Dynamo puts the op itself into the graph, in the frames of this thread that are ours."""
     return None if _is_tracing() else stock(*args, **kwargs)
+
+
+def _nested_attention(stock: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """Ours in place of PyTorch's attention of nested tensors, which cannot be traced on the CPU."""
+    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+
+    _, translator, *operands = args
+    values = (getattr(x, "proxy", None) for x in (*operands, *kwargs.values()))
+    examples = (proxy.node.meta.get("example_value") for proxy in values if proxy is not None)
+    if _is_tracing() and any(getattr(x, "is_nested", False) for x in examples):
+        ours = TorchInGraphFunctionVariable(torch.ops.bi_compile.differentiable_attention.default)
+        return ours.call_function(translator, operands, kwargs)
+    return stock and stock(*args, **kwargs)
 
 
 def _is_tracing() -> bool:

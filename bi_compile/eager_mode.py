@@ -66,7 +66,7 @@ class Block:
 
 
 _NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
-_NESTED = "pad to one length and mask (torch.nested.to_padded_tensor): masked padding changes no bit"
+_NESTED = "make it with layout=torch.jagged"
 _HIGHER_ORDER = "write it with ordinary ops"
 _APART = (
     "outside graphs, attention that gives its weights, is not of four dims or has values of another size "
@@ -91,7 +91,9 @@ class _CanonicalOps(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(t.__name__ == "NestedTensor" for t in types):
-            raise _refusal(func, "a nested tensor", _NESTED)
+            return NotImplemented  # PyTorch's own class takes it apart: what it computes arrives here again
+        if any(tensor.is_nested for tensor in _tensors((args, kwargs))):
+            return self._unsupported(func, args, kwargs, "a nested tensor of layout torch.strided", _NESTED)
         if isinstance(func, torch._ops.HigherOrderOperator):
             if (build := captured(func)) is not None:
                 with self:
@@ -129,15 +131,18 @@ class _CanonicalOps(TorchDispatchMode):
     ) -> Any:
         """Refuse a call, or run it as stock PyTorch and say so, as the options have it."""
         if self._on_unsupported == "error":
-            shapes = [f"{t.dtype}{list(t.shape)}".removeprefix("torch.") for t in _tensors((args, kwargs))]
-            signature = what or f"inputs {', '.join(shapes) or 'none'}"
-            raise _refusal(func, signature, reason)
+            raise _refusal(func, what or _inputs(args, kwargs), reason)
         if self._on_unsupported == "report":
             stack = traceback.extract_stack()
             dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch", stack)
         if self._on_unsupported == "warn":
             warnings.warn(f"bi_compile.eager: {func} runs as stock PyTorch", RuntimeWarning, stacklevel=2)
         return func(*args, **kwargs)
+
+
+def _inputs(args: Any, kwargs: Any) -> str:
+    shapes = [f"{t.dtype}{list(t.shape)}".removeprefix("torch.") for t in _tensors((args, kwargs))]
+    return f"inputs {', '.join(shapes) or 'none'}"
 
 
 def _refusal(func: Any, signature: str, reason: str) -> UnsupportedOpError:

@@ -36,7 +36,8 @@ DATA_MOVEMENT = frozenset(
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter
     split_copy unbind_copy permute_copy expand_copy bucketize searchsorted one_hot masked_scatter
-    cummax cummin mode masked_scatter_backward set
+    cummax cummin mode masked_scatter_backward set _jagged_to_padded_dense_forward
+    _padded_dense_to_jagged_forward
     """.split()
 )
 """Ops that copy elements or look at where they are, without arithmetic on floating values.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bi_compile.passes import dropout, flex_attention, recurrent, varlen_attention
+from bi_compile.passes import dropout, flex_attention, nested, recurrent, varlen_attention
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
 
@@ -40,7 +40,8 @@ def _autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
 
 
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return contraction.linear(*_autocast(input, weight, bias))  # type: ignore[arg-type]
+    run: Any = nested.linear if nested.is_nested(input, weight, bias) else contraction.linear
+    return run(*_autocast(input, weight, bias))
 
 
 def _attention(
@@ -53,6 +54,8 @@ def _attention(
     **options: Any,
 ) -> torch.Tensor:
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    if nested.is_nested(query, key, value):
+        return nested.attention(query, key, value, attn_mask, dropout_p, *rest, **options)
     if dropout_p > 0 and torch.compiler.is_compiling():
         # Left to the dropout in it, which the option makes one per sample, or the final check refuses.
         return dropout.attention(query, key, value, attn_mask, dropout_p, *rest, **options)

@@ -201,16 +201,6 @@ def test_bad_input_is_refused():
         attention(q, k, v, torch.ones(3, 4, dtype=torch.int32), False, 1.0)
 
 
-def test_nested_tensors_are_refused_by_name():
-    lengths = torch.nested.nested_tensor([torch.randn(5, 4, 16), torch.randn(9, 4, 16)], layout=torch.jagged)
-    nested = lengths.transpose(1, 2)
-    with (
-        pytest.raises(UnsupportedOpError, match=r"nested tensor\n  pad to one length"),
-        bi_compile.eager(),
-    ):
-        F.scaled_dot_product_attention(nested, nested, nested)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_which_rungs_attention_written_by_hand_keeps(dtype):
     """Product, softmax, product, op by op: B and Q; padding on the left in fp32, up to a chunk of 256."""
