@@ -10,6 +10,7 @@ from bi_compile import allowed, dynamo, inductor
 from bi_compile.analysis.flow import follow
 from bi_compile.batch import Dims, batch_dims
 from bi_compile.debug import Dump
+from bi_compile.dynamo_tracing import trace_recurrent_modules
 from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
@@ -23,7 +24,7 @@ from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import is_open, record_compilation, record_graph
 from bi_compile.verify import has_no_lowering, verify
 
-dynamo.trace_recurrent_modules()
+trace_recurrent_modules()
 
 
 def batch_invariant(

@@ -1,4 +1,6 @@
-"""Dynamo, and what it runs without asking a backend. Its privates are named here and nowhere else.
+"""Dynamo, and what it runs without asking a backend.
+
+Its privates are named here and in `dynamo_tracing`, and nowhere else.
 
 Dynamo hands a backend the graphs it captured. The rest of a compiled function (a frame it skips, the call at
 which a graph ended, all of it once a stance or a setting says so) runs as ordinary PyTorch code. The hooks
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bi_compile.dynamo_tracing import trace_whole_ops
 from bi_compile.errors import BatchInvariantError, LeakWarning, RecompileLimitError
 from bi_compile.report import Break, Leak, record_break, record_leak
 
@@ -67,7 +70,7 @@ def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None
     _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
     _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
-    _keep_ops_whole()
+    trace_whole_ops(_is_tracing)
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         leak("disabled", "every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1")
 
@@ -80,42 +83,6 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
         return around(stock, *args, **kwargs)
 
     setattr(owner, name, watched)
-
-
-def _keep_ops_whole() -> None:
-    """In functions of ours Dynamo does not make several ops of `addcdiv`, `addcmul_` and their like.
-
-    It does so before autograd, and their gradients are others than those of the op.
-    """
-    from torch._dynamo.variables.tensor import TensorVariable
-    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
-
-    for name in ("method_add_", "method_addcdiv_", "method_addcmul_"):
-        if hasattr(TensorVariable, name):
-            _wrap(TensorVariable, name, _whole)
-    handlers = TorchInGraphFunctionVariable._get_handlers()
-    if (stock := handlers.get(torch.addcdiv)) is not None:
-        handlers[torch.addcdiv] = functools.partial(_whole, stock)
-    attention = torch.nn.functional.scaled_dot_product_attention
-    handlers[attention] = functools.partial(_nested_attention, handlers.get(attention))
-
-
-def _whole(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """None, by which Dynamo puts the op itself into the graph, in the frames of this thread that are ours."""
-    return None if _is_tracing() else stock(*args, **kwargs)
-
-
-def _nested_attention(stock: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
-    """Ours in place of PyTorch's attention of nested tensors, which cannot be traced on the CPU."""
-    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
-
-    _, translator, *operands = args
-    values = (getattr(x, "proxy", None) for x in (*operands, *kwargs.values()))
-    examples = (proxy.node.meta.get("example_value") for proxy in values if proxy is not None)
-    if _is_tracing() and any(getattr(x, "is_nested", False) for x in examples):
-        ours = TorchInGraphFunctionVariable(torch.ops.bi_compile.differentiable_attention.default)
-        return ours.call_function(translator, operands, kwargs)
-    return stock and stock(*args, **kwargs)
 
 
 def _is_tracing() -> bool:
@@ -382,16 +349,6 @@ class _RecompileLimit(logging.Filter):
             limit, value, function = (*map(str, arguments[:3]), "", "", "")[:3]
             raise RecompileLimitError(limit, value, function)
         return True
-
-
-def trace_recurrent_modules() -> None:
-    """Let Dynamo trace nn.LSTM, nn.GRU and nn.RNN: by default it leaves them to eager PyTorch, silently.
-
-    A setting of the process: Dynamo asks before it knows which backend a graph is for.
-    """
-    from torch._dynamo import config
-
-    config.allow_rnn = True
 
 
 def watch_recompile_limit() -> None:

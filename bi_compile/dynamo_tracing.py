@@ -1,0 +1,60 @@
+"""What Dynamo puts into graphs otherwise than it would: whole ops, nested attention, recurrent layers.
+
+Beside `dynamo`, the only file that names Dynamo's privates.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def trace_whole_ops(ours: Callable[[], bool]) -> None:
+    """While `ours()` says that a function of this backend is traced, Dynamo leaves some ops whole.
+
+    It makes several ops of `addcdiv`, `addcmul_` and their like, before autograd, and their gradients are
+    others than those of the op; and it runs PyTorch's attention of nested tensors, which fails on the CPU.
+    """
+    from torch._dynamo.variables.tensor import TensorVariable
+    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+
+    def whole(stock: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(stock)
+        def handler(*args: Any, **kwargs: Any) -> Any:
+            return None if ours() else stock(*args, **kwargs)  # None: the op itself goes into the graph
+
+        return handler
+
+    for name in ("method_add_", "method_addcdiv_", "method_addcmul_"):
+        if hasattr(TensorVariable, name):
+            setattr(TensorVariable, name, whole(getattr(TensorVariable, name)))
+    handlers = TorchInGraphFunctionVariable._get_handlers()
+    if torch.addcdiv in handlers:
+        handlers[torch.addcdiv] = whole(handlers[torch.addcdiv])
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    stock_attention = handlers.get(attention)
+
+    def attention_handler(self: Any, translator: Any, *args: Any, **kwargs: Any) -> Any:
+        if ours() and any(map(_is_nested, (*args, *kwargs.values()))):
+            op = TorchInGraphFunctionVariable(torch.ops.bi_compile.differentiable_attention.default)
+            return op.call_function(translator, list(args), kwargs)
+        return stock_attention and stock_attention(self, translator, *args, **kwargs)
+
+    handlers[attention] = attention_handler
+
+
+def _is_nested(variable: Any) -> bool:
+    proxy = getattr(variable, "proxy", None)
+    return proxy is not None and getattr(proxy.node.meta.get("example_value"), "is_nested", False)
+
+
+def trace_recurrent_modules() -> None:
+    """Let Dynamo trace nn.LSTM, nn.GRU and nn.RNN: by default it leaves them to eager PyTorch, silently.
+
+    A setting of the process: Dynamo asks before it knows which backend a graph is for.
+    """
+    from torch._dynamo import config
+
+    config.allow_rnn = True
