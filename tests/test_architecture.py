@@ -62,8 +62,8 @@ ALLOWED = {
     },
     "debug": {"analysis", "inductor", "inputs", "report"},
     "backend": {
-        "allowed", "analysis", "batch", "debug", "dynamo", "dynamo_tracing", "eager_mode", "errors", "inductor",
-        "inputs", "options", "passes", "pipeline", "report", "verify",
+        "allowed", "analysis", "batch", "debug", "dynamo", "dynamo_tracing", "eager_mode", "errors",
+        "inductor", "inputs", "options", "passes", "pipeline", "report", "verify",
     },
     "eager_mode": {"analysis", "dynamo", "errors", "options", "passes", "pipeline", "templates.pointwise"},
     "sampling": {"eager_mode"},
