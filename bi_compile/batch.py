@@ -39,16 +39,28 @@ def batch_dims(inputs: Sequence[torch.Tensor | None]) -> Dims:
     """The batch dims of each input of a graph; None stands for a parameter, a buffer or a number."""
     own = [None if x is None else marked(x) for x in inputs]
     extents: Counter[int] = Counter()
+    one_sample = _holds_one_sample(inputs)
     for x, dims in zip(inputs, own, strict=True):
         if x is None or not x.dim():
             continue
         if dims:
             # A mark outweighs every guess.
             extents[x.shape[dims[0]]] += 1 << 60
-        elif dims is None and x.shape[0] != 1:
+        elif dims is None and x.shape[0] != 1 and not (one_sample and _is_window(x)):
             extents[x.shape[0]] += x.numel()
     if not extents:
         return tuple(dims or () for dims in own)
     extent = extents.most_common(1)[0][0]
     guessed = ((0,) if x is not None and x.dim() and x.shape[0] == extent else () for x in inputs)
     return tuple(guess if dims is None else dims for dims, guess in zip(own, guessed, strict=True))
+
+
+def _holds_one_sample(inputs: Sequence[torch.Tensor | None]) -> bool:
+    """Whether all tensors of several dims have 1 for the first of them: if any batch, one of one sample."""
+    first = {x.shape[0] for x in inputs if x is not None and x.dim() > 1}
+    return first == {1}
+
+
+def _is_window(x: torch.Tensor) -> bool:
+    """Whether this may be a window or scales; vectors of integers are labels or lengths, one a sample."""
+    return x.dim() == 1 and x.is_floating_point()

@@ -171,7 +171,8 @@ def _reason(node: fx.Node) -> str:
         )
     if _runs_sample_by_sample(node):
         return (
-            "it runs sample by sample, and the batch could not be followed to it; in gradients it never can: "
+            "it runs sample by sample, and the batch could not be followed to it: say "
+            "bi_compile.mark_batch(x, None) of inputs that all samples share; in gradients it never can: "
             "compute what needs none under torch.no_grad()"
         )
     return "its result may depend on an order of evaluation that nobody has fixed"

@@ -25,10 +25,13 @@ def isolate(
     An op stays, for the check of the graph to refuse, where the batch could not be followed through it, where
     it lies in no dim of its own (or as B*S with S known), or where a size among its arguments is the batch's.
     guesses: for each input whether it is only guessed that all samples share it. What such an input alone
-    determines stays too: were the guess wrong, the op would see the whole batch.
+    determines stays too: were the guess wrong, the op would see the whole batch. Vectors are exempt, windows
+    and scales for the most part: a transform of one number for each sample is one over the batch.
     """
     changed = False
-    guessed = only_guessed(graph, guesses)
+    inputs = graph.find_nodes(op="placeholder")
+    in_doubt = [guess and not _is_vector(node) for node, guess in zip(inputs, guesses, strict=False)]
+    guessed = only_guessed(graph, in_doubt)
     for node in list(graph.nodes):
         flows = flow.flows.get(node)
         first = flows[0] if isinstance(flows, tuple) and flows else flows
@@ -38,6 +41,11 @@ def isolate(
             _drop_unread_vectors(node)
             changed |= _isolate(graph, node, flow)
     return changed
+
+
+def _is_vector(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dim() == 1
 
 
 def only_guessed(graph: fx.Graph, guesses: Sequence[bool]) -> set[fx.Node]:

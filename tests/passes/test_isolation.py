@@ -147,10 +147,34 @@ def test_an_input_only_guessed_to_be_shared_is_not_run_as_a_whole():
     torch.compiler.reset()
     fn = lambda x, other: x + torch.fft.fft(other).real.sum()  # noqa: E731
     other = torch.randn(3, 4)
-    with pytest.raises(Exception, match=r"_fft_\w+\.default has no batch-invariant lowering"):
+    with pytest.raises(Exception, match=r"_fft_\w+\.default has no batch-invariant lowering") as refused:
         torch.compile(fn, backend="batch_invariant")(X, other)
+    assert "bi_compile.mark_batch(x, None)" in str(refused.value)
     torch.compiler.reset()
     torch.compile(fn, backend="batch_invariant")(X, bi_compile.mark_batch(other, None))
+
+
+WINDOW = torch.hann_window(16)
+
+
+def spectrogram(x, window=None):
+    window = WINDOW if window is None else window
+    return torch.stft(x, 16, 4, window=window, return_complex=True).abs()
+
+
+@pytest.mark.parametrize("window", [(), (WINDOW.clone(),)], ids=["global", "argument"])
+@pytest.mark.parametrize("first", [1, 5], ids="{} first".format)
+def test_a_window_is_no_batch(window, first):
+    """Whatever batch comes first: one sample alone has no size that tells the batch from other dims."""
+    torch.compiler.reset()
+    signals = torch.randn(5, 100)
+    with collect() as report, fresh_inductor_cache():
+        compiled = torch.compile(spectrogram, backend="batch_invariant", fullgraph=True)
+        found = {n: compiled(signals[:n].clone(), *window) for n in (first, 1, 5)}
+    assert torch.equal(found[1], found[5][:1])
+    assert_close = torch.testing.assert_close
+    assert_close(found[5].double(), spectrogram(signals.double(), WINDOW.double()), rtol=1e-4, atol=1e-4)
+    assert {v.op for v in report.isolated} == {"aten._fft_r2c.default"}
 
 
 def test_random_ops_are_not_isolated():
