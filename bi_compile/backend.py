@@ -19,6 +19,7 @@ from bi_compile.passes.capture import capture
 from bi_compile.passes.dropout import place_batch, run_unplaced
 from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
+from bi_compile.passes.masked_scatter import look_at_counts
 from bi_compile.passes.residual import join_sums_and_norms
 from bi_compile.pipeline import decompositions, fingerprint
 from bi_compile.report import is_open, record_compilation, record_graph
@@ -73,7 +74,7 @@ def batch_invariant(
 def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesses: tuple[bool, ...]) -> None:
     dump.graph("final", graph)
     flow = follow(graph, dims)
-    placed = place_batch(graph, flow, guesses)
+    placed = place_batch(graph, flow, guesses) | look_at_counts(graph, flow)
     if isolate(graph, flow, has_no_lowering, guesses) or placed:
         dump.graph("isolated", graph)
     try:

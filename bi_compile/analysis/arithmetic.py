@@ -262,6 +262,15 @@ def count(call: Call) -> Flow:
     return Flow((), ROUTING if call.flow(call.first).axes else None)
 
 
+def unique(call: Call) -> Flow:
+    """Different values of the whole tensor, and how often and where each stands."""
+    if not call.flow(call.first).axes:
+        return Flow()
+    if call.first.meta["val"].dtype.is_floating_point:
+        raise Mixes("it looks for equal values among those of all samples")
+    return Flow((), ROUTING)
+
+
 def iota(call: Call) -> Flow:
     """0, 1, 2, ...: places in the batch where it is as long as the batch and the graph can tell."""
     symbols = call.batch_symbols()

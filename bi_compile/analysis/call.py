@@ -83,8 +83,8 @@ class Call:
         return isinstance(self.result, torch.Tensor) and self.result.dtype.is_floating_point
 
     def batch_symbols(self) -> set[Any]:
-        own = {symbol for size in self.batches.values() for symbol in size.symbols}
-        return own | {symbol for other, _ in self.same for symbol in other.free_symbols}
+        """Of sizes that tell of the batch."""
+        return self.constants.symbols | {symbol for other, _ in self.same for symbol in other.free_symbols}
 
 
 def keep_apart(call: Call, flow: Flow) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import no_python_dispatcher
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bi_compile.analysis.axes import Axis
@@ -30,17 +31,28 @@ class Constants:
     """batches: the extent of each batch. same: symbols of other inputs that stand for one of these too."""
 
     def __init__(self, batches: Mapping[str, Size], same: Same = ()) -> None:
-        self._symbols = {symbol for size in batches.values() for symbol in size.symbols}
+        self.symbols = {symbol for size in batches.values() for symbol in size.symbols}
         self._same = same
         self._known: dict[tuple[fx.Node, int], Any] = {}
         self._made_of_batch: dict[fx.Node, bool] = {}
-        self.trials = SAMPLES if self._symbols else SAMPLES[:1]
 
     def at(self, node: fx.Node, samples: int) -> Any:
         """The value of a node where symbolic batches have that many samples; None if inputs bear upon it."""
         if (node, samples) not in self._known:
             self._known[node, samples] = self._computed(node, samples)
         return self._known[node, samples]
+
+    def count(self, node: fx.Node) -> None:
+        """Sizes that the data of the batch decide, such as how many of its elements are not zero.
+
+        They tell of the batch as its own size does.
+        """
+        self.symbols |= _decided_by_data([node]) - _decided_by_data(node.all_input_nodes)
+
+    @property
+    def trials(self) -> tuple[int, ...]:
+        """The numbers of samples for which values are tried."""
+        return SAMPLES if self.symbols else SAMPLES[:1]
 
     def are_known(self, node: fx.Node) -> bool:
         """Whether the value of a node is known for every trial: no input bears upon it."""
@@ -58,7 +70,7 @@ class Constants:
         number = node.meta.get("val")
         if not isinstance(number, torch.SymInt | torch.SymFloat):
             return False
-        return bool(number.node.expr.subs(list(self._same)).free_symbols & self._symbols)
+        return bool(number.node.expr.subs(list(self._same)).free_symbols & self.symbols)
 
     def tell_of_batch(self, node: fx.Node) -> bool:
         """Whether the value of a node differs with the number of samples, or along them.
@@ -113,7 +125,7 @@ class Constants:
 
     def _value(self, expression: Any, samples: int) -> Any:
         expression = expression.subs(list(self._same))
-        values = {s: samples if s in self._symbols else _OTHERS for s in expression.free_symbols}
+        values = {s: samples if s in self.symbols else _OTHERS for s in expression.free_symbols}
         return expression.subs(values)
 
     def _computed(self, node: fx.Node, samples: int) -> Any:
@@ -150,6 +162,11 @@ def _all_alike(value: torch.Tensor, dim: int) -> bool:
 
 def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((a == b) | (a != a) & (b != b)).all())
+
+
+def _decided_by_data(nodes: list[fx.Node]) -> set[Any]:
+    """The symbols of such sizes."""
+    return set(free_unbacked_symbols([v for node in nodes if (v := node.meta.get("val")) is not None]))
 
 
 def _is_fixed(target: Any) -> bool:

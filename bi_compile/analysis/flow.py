@@ -48,6 +48,8 @@ class BatchFlow:
     findings: dict[fx.Node, Finding] = field(default_factory=dict)
     batches: dict[str, Size] = field(default_factory=dict)
     same: Same = ()
+    of_samples: set[fx.Node] = field(default_factory=set)
+    """What inputs that hold samples bear upon, other than by their sizes."""
 
     def batched(self, node: fx.Node) -> bool:
         """Whether the node holds data of single samples, as far as is known."""
@@ -92,9 +94,15 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
             if own_symbol is not None and first is not None and own_symbol != first:
                 result.same += ((own_symbol, first),)
         result.flows[node] = Flow(axes)
+        if axes:
+            result.of_samples.add(node)
     result.same += _numbers_of_samples(inputs, result)
     constants = Constants(result.batches, result.same)
     for node in graph.nodes:
+        if result.of_samples.intersection(node.all_input_nodes):
+            constants.count(node)
+            if not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+                result.of_samples.add(node)
         if node.op == "call_function":
             result.flows[node] = _flow_of(node, result, constants)
         elif node not in result.flows:
@@ -151,7 +159,7 @@ def _flow_of(node: fx.Node, known: BatchFlow, constants: Constants) -> Any:
             known.findings[node] = Finding(False, "no rule says how the batch passes through this op")
         return None
     call = Call(node, known.flows, known.batches, constants, known.same)
-    if not any(flow is None or flow.axes for flow in inputs) or constants.are_known(node):
+    if node not in known.of_samples:
         return _for_each_result(node, _of_numbers(rule, call))
     return _ruled(node, rule, known, call)
 
@@ -217,12 +225,24 @@ def _add_paths(graph: fx.Graph, result: BatchFlow) -> None:
     net = nx.DiGraph((source, node) for node in graph.nodes for source in node.all_input_nodes)
     starts = [node for node in graph.find_nodes(op="placeholder") if result.batched(node) and node in net]
     for node, finding in list(result.findings.items()):
-        lengths = {
-            start: nx.shortest_path_length(net, start, node)
-            for start in starts
-            if nx.has_path(net, start, node)
-        }
-        if lengths:
-            start = min(lengths, key=lengths.__getitem__)
-            path = tuple(nx.shortest_path(net, start, node))
-            result.findings[node] = Finding(finding.mixes, finding.reason, path)
+        ways = [way for source in _counts(node, result) if (way := _shortest(net, starts, source))]
+        path = (*min(ways, key=len), node) if ways else _shortest(net, starts, node)
+        result.findings[node] = Finding(finding.mixes, finding.reason, path)
+
+
+def _counts(node: fx.Node, known: BatchFlow) -> list[fx.Node]:
+    """The inputs that tell of other samples: how these come to a node is what a reader wants to see."""
+    return [
+        source
+        for source in node.all_input_nodes
+        if getattr(known.flows.get(source), "position", None)
+        or isinstance(source.meta.get("val"), torch.SymInt | torch.SymFloat)
+    ]
+
+
+def _shortest(net: nx.DiGraph, starts: Sequence[fx.Node], node: fx.Node) -> tuple[fx.Node, ...]:
+    """The shortest way from one of the starts; () if there is none."""
+    if node not in net:
+        return ()
+    ways = [nx.shortest_path(net, start, node) for start in starts if nx.has_path(net, start, node)]
+    return tuple(min(ways, key=len)) if ways else ()

@@ -9,6 +9,7 @@ from torch import fx
 from bi_compile.analysis.axes import ALIGNED, RETURNING, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.constants import factored
+from bi_compile.analysis.masks import look_at_rows
 from bi_compile.analysis.sizes import Size
 
 
@@ -167,20 +168,6 @@ def _masked(call: Call, x: fx.Node, given: list[Any]) -> Flow:
     return Flow(tuple(axes))
 
 
-def nonzero(call: Call) -> Flow:
-    """Places of the elements that are not zero: [count, rank]."""
-    flow = call.flow(call.first)
-    return Flow(
-        tuple(replace(axis, dim=0, ragged=True) for axis in flow.axes[:1]), ROUTING if flow.axes else None
-    )
-
-
-def masked_select(call: Call) -> Flow:
-    rank = max(call.rank(node) for node in call.tensors)
-    flow = joined([(call.flow(node), call.rank(node)) for node in call.tensors], rank)
-    return Flow(tuple(replace(axis, dim=0, ragged=True) for axis in flow.axes[:1]))
-
-
 def scatter(call: Call) -> Flow:
     """scatter, scatter_add, scatter_reduce: self, dim, index and a source of the index's shape."""
     self_, index_ = call.get("self", "x"), call.arguments["index"]
@@ -224,7 +211,9 @@ def index_put(call: Call) -> Flow:
         flow = call.flow(chosen)
         if _is_mask(chosen):
             moved = flow.move(lambda axis, dim=dim: axis.at(axis.dim + dim))
-            return joined([(own, rank), (Flow(moved.axes), rank)], rank)
+            whole = joined([(own, rank), (Flow(moved.axes), rank)], rank)
+            look_at_rows(call, whole, range(dim, dim + call.rank(chosen)))
+            return whole
         known = call.constants.at(chosen, call.constants.trials[0]) is not None
         if flow.position == ROUTING or flow.position == ALIGNED or known:
             put = _put_rows(call, chosen).get(dim) if known else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bi_compile.allowed import allowed
-from bi_compile.analysis import arithmetic, indexing, movement
+from bi_compile.analysis import arithmetic, indexing, masks, movement
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.order import EXACT_POINTWISE, base_name
 
@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
         """,
     ),
     **_family(arithmetic.count, "bincount histc"),
+    **_family(arithmetic.unique, "_unique2 unique_consecutive unique_dim"),
     **_family(arithmetic.sampled, "grid_sampler_2d grid_sampler_3d"),
     **_family(arithmetic.transform, "_fft_c2c _fft_c2r _fft_r2c"),
     **_family(
@@ -124,8 +125,9 @@ RULES: dict[str, Rule] = {
     **_family(indexing.gather, "gather"),
     **_family(indexing.index_select, "index_select"),
     **_family(indexing.index, "index _unsafe_index"),
-    **_family(indexing.nonzero, "nonzero"),
-    **_family(indexing.masked_select, "masked_select"),
+    **_family(masks.nonzero, "nonzero"),
+    **_family(masks.masked_select, "masked_select"),
+    **_family(masks.masked_scatter, "masked_scatter matched_masked_scatter"),
     **_family(indexing.scatter, "scatter scatter_add scatter_reduce"),
     **_family(indexing.index_add, "index_add index_copy index_reduce"),
     **_family(indexing.index_put, "index_put _unsafe_index_put index_put_add"),

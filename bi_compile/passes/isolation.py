@@ -30,7 +30,7 @@ def isolate(
     """
     changed = False
     inputs = graph.find_nodes(op="placeholder")
-    in_doubt = [guess and not _is_vector(node) for node, guess in zip(inputs, guesses, strict=False)]
+    in_doubt = [bool(guess) and not _is_vector(node) for node, guess in zip(inputs, guesses, strict=False)]
     guessed = only_guessed(graph, in_doubt)
     for node in list(graph.nodes):
         flows = flow.flows.get(node)

@@ -76,6 +76,16 @@ def test_numbers_that_are_the_same_for_every_sample_keep_them_apart(name, symbol
     assert flow.value(result).startswith(("f32[B, ", "f32[2*B, ", "f32[B*2, ")), flow.value(result)
 
 
+def test_the_way_shown_is_that_of_the_count():
+    """Not the short one, of the samples themselves."""
+    _, flow = analysed(lambda x: x * (x > 0).sum(), X.clone(), symbolic=True)
+    (finding,) = flow.findings.values()
+    assert [node.name for node in finding.path[1:]] == ["gt", "sum_1", "mul"]
+    _, flow = analysed(lambda x: x * (x > 0).nonzero().shape[0], X.clone(), symbolic=True)
+    (finding,) = flow.findings.values()
+    assert [node.name for node in finding.path[1:-1]] == ["gt", "nonzero", "sym_size_int"]
+
+
 def test_kernels_that_load_when_first_called_count_too():
     """While a graph is compiled, torch looks ops up in tables of its own."""
     torch.compiler.reset()

@@ -112,6 +112,9 @@ APART = {
     "rows twice by places": lambda x: x[torch.arange(2 * x.shape[0]) // 2],
     "tokens by places": lambda x: x.flatten(0, 1)[torch.arange(x.shape[0] * S)].view(x.shape),
     "recurrent": lambda x: gru(x, None)[0].softmax(-1),
+    "features put in their places": lambda x: x.masked_scatter(x > 0, x[:, :2] * 2),
+    "features put among zeros": lambda x: torch.zeros_like(x).masked_scatter(x > 0, x[:, :2].flatten()),
+    "rows put back by their mask": lambda x: x.index_put((x[..., 0] > 0,), x[x[..., 0] > 0] * 2),
     "ranks within samples": lambda x: torch.where(torch.searchsorted(x, x) > 2, x, -x),
 }
 MOVED = {
@@ -150,6 +153,13 @@ MIXED = {
         lambda x: attend(x.transpose(0, 1)[None], x.transpose(0, 1)[None], x.transpose(0, 1)[None]),
         "bi_compile.attention",
     ),
+    "shared elements by a count": (lambda x: x.masked_scatter(x > 0, W.flatten()), "aten.masked_scatter"),
+    "shared rows by a count": (lambda x: x.index_put((x[..., 0] > 0,), W), "aten.index_put"),
+    "how many are positive": (lambda x: x * (x > 0).nonzero().shape[0], "aten.mul"),
+    "filled with a count": (lambda x: x + torch.full((1,), (x > 0).nonzero().shape[0]), "aten.add"),
+    "how many are different": (lambda x: x * x.long().unique().shape[0], "aten.mul"),
+    "how many equals": (lambda x: x * x.long().unique(return_counts=True)[1].max(), "aten.mul"),
+    "different values": (lambda x: x.unique().max() + x, "aten._unique2"),
     "capacity": (
         lambda x: x * ((x > 0).long().cumsum(0) < 3),
         "aten.mul",
@@ -227,6 +237,17 @@ def test_rows_chosen_by_another_input_are_unknown():
     _, flow = analysed(lambda x, i: x[i], ROWS, torch.arange(B))
     (finding,) = flow.findings.values()
     assert not finding.mixes
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_rows_of_samples_handed_out_by_a_mask_are_unknown(symbolic):
+    """Each may have as many places as it brings rows, or not."""
+    _, flow = analysed(
+        lambda x: x.index_put((x[..., 0] > 0,), x[:, :2].flatten(0, 1)), X.clone(), symbolic=symbolic
+    )
+    (finding,) = flow.findings.values()
+    assert not finding.mixes
+    assert "by a count over the batch" in finding.reason
 
 
 def test_as_many_rows_as_there_were_samples_are_unknown():
