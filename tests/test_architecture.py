@@ -67,7 +67,7 @@ ALLOWED = {
     },
     "eager_mode": {"analysis", "dynamo", "errors", "options", "passes", "pipeline", "templates.pointwise"},
     "sampling": {"eager_mode"},
-    "integrations": {"dynamo", "errors", "passes", "sampling", "templates.attention"},
+    "integrations": {"dynamo", "eager_mode", "errors", "passes", "sampling", "templates.attention"},
     "testing": {"errors", "report"},
     "supported": {"analysis", "passes", "pipeline", "templates.pointwise"},
     "progress": set(),

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from bi_compile.dynamo import in_effect
+from bi_compile.eager_mode import eager
 from bi_compile.errors import QuantizedCacheError
 from bi_compile.integrations.seeded_sampling import SeededSampling, seeded
 from bi_compile.passes import capture  # noqa: F401  (defines the op called below)
@@ -91,15 +92,25 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def prepare(model: PreTrainedModel) -> PreTrainedModel:
+def prepare(model: PreTrainedModel, *, continuous_batching: bool = False) -> PreTrainedModel:
     """Make a model ready for `bi_compile.eager()` and the backend; changes and returns it.
 
     Its attention becomes "batch_invariant", its experts are computed in batches, as every device
     can, and a forward with a quantised cache raises QuantizedCacheError. Warns where a model's attention
     is written by hand and stays so: as canonical ops one by one it keeps rung Q, but padding on the left is
     inert only in fp32 and up to 256 keys.
+
+    continuous_batching: for `generate_batch` and managers of transformers, which call the model in a thread
+    of their own and take the attention "sdpa" or "eager" alone: the attention becomes "sdpa", and every
+    forward is under `bi_compile.eager()`. A manager that would draw for the whole batch or take flash
+    attention then raises ValueError.
     """
-    if model._can_set_attn_implementation():
+    if continuous_batching:
+        model.set_attn_implementation("sdpa")
+        model.forward = eager()(model.forward)
+        init = functools.partial(_checked_manager, model.init_continuous_batching)
+        model.init_continuous_batching = init  # type: ignore[assignment]
+    elif model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
     else:
         warnings.warn(
@@ -111,6 +122,23 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         model.set_experts_implementation("batched_mm")
     model.register_forward_pre_hook(_refuse_quantised, with_kwargs=True)
     return model
+
+
+def _checked_manager(init: Any, *args: Any, **kwargs: Any) -> Any:
+    """A manager whose tokens do not depend on the batch: greedy, unless `seeded` lets it draw."""
+    manager = init(*args, **kwargs)
+    attention = manager.model.config._attn_implementation
+    if manager.generation_config.do_sample:
+        raise ValueError(
+            "continuous batching with do_sample=True draws for the whole batch; leave it out and draw by the "
+            "seed of each request: bi_compile.integrations.transformers.seeded(manager, temperature=...)"
+        )
+    if attention not in ("sdpa", "paged|eager"):
+        raise ValueError(
+            f"continuous batching switched to {attention!r}, which depends on the batch; give "
+            "continuous_batching_config=ContinuousBatchingConfig(auto_switch_to_flash=False)"
+        )
+    return manager
 
 
 def _refuse_quantised(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

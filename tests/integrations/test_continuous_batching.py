@@ -9,8 +9,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators.cache_pool import CachePool
 
-import bi_compile
-from bi_compile.integrations.transformers import SeededSampling, seeded
+from bi_compile.integrations.transformers import SeededSampling, prepare, seeded
 from tests.generation import decoders
 from tests.integrations.test_transformers import generate
 
@@ -89,7 +88,7 @@ def hits(monkeypatch):
 def test_tokens_and_logits_are_those_of_each_prompt_alone(name, hits):
     model = decoders.build(name, attention="sdpa")
     rows = recorded(model)
-    model.forward = bi_compile.eager()(model.forward)
+    prepare(model, continuous_batching=True)
     sequences = prompts()
     expected = [generate(model, [p], max_new_tokens=NEW)[1][0].tolist() for p in sequences]
     wanted = set.union(*(drawn_from(model, *pair) for pair in zip(sequences, expected, strict=True)))
@@ -134,8 +133,7 @@ def manager_of(model, **options):
 
 @torch.no_grad()
 def test_requests_at_random_times_draw_by_their_own_seeds():
-    model = decoders.build("llama", attention="sdpa")
-    model.forward = bi_compile.eager()(model.forward)
+    model = prepare(decoders.build("llama"), continuous_batching=True)
     sequences = prompts()
     greedy = [generate(model, [p], max_new_tokens=NEW)[1][0].tolist() for p in sequences]
     assert arriving(manager_of(model), sequences, 1) == greedy
@@ -160,6 +158,19 @@ def test_a_manager_that_would_not_draw_by_seeds_is_refused():
         seeded(manager_of(model), temperature=-1.0)
     with pytest.raises(ValueError, match=r"add_request\(prompt, seed=...\)"):
         seeded(manager_of(model)).add_request([5, 6])
+
+
+@torch.no_grad()
+def test_what_would_depend_on_the_batch_is_refused(monkeypatch):
+    model = prepare(decoders.build("llama"), continuous_batching=True)
+    greedy = GenerationConfig(max_new_tokens=2, do_sample=True, eos_token_id=None, pad_token_id=0)
+    with pytest.raises(ValueError, match="draws for the whole batch"):
+        manager_of(model, do_sample=True)
+    with pytest.raises(ValueError, match="draws for the whole batch"):
+        model.generate_batch([[5, 6, 7]], generation_config=greedy)
+    monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
+    with pytest.raises(ValueError, match=r"switched to 'flash_attention_2'.*auto_switch_to_flash=False"):
+        manager_of(model)
 
 
 @torch.no_grad()
