@@ -3,13 +3,33 @@
 Runs in a process of its own (see `run_compiled`), since the interpreter of other tests replaces every kernel.
 """
 
+import contextlib
+import io
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+
+_PRELOADED = [
+    "torch._subclasses",
+    "tests.interpreted.contraction_compiled",
+    "tests.interpreted.pretended",
+    *(
+        f"bi_compile.templates.{family}.gpu"
+        for family in ("attention", "convolution", "distance", "normalization", "scan", "scatter", "softmax")
+    ),
+]
 
 BUILDS: list[dict] = []
+
+LIMITS = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+"""Bytes of shared memory that one block may use, by capability."""
 
 
 class _Driver:
@@ -52,12 +72,24 @@ def compile_launches(capability: int) -> None:
                 "name": self.fn.__name__,
                 "capability": capability,
                 "asm": kernel.asm,
+                "metadata": kernel.metadata,
                 **resources(kernel.asm["cubin"]),
+                "shared": kernel.metadata.shared,
             }
         )
         return kernel
 
     JITFunction.run = run
+
+
+def check(build: dict, stack: int = 0) -> str:
+    """The steps of one of BUILDS, which has to fit on its device, and spill no more than `stack` bytes."""
+    from bi_compile.templates.gpu.steps import certified
+
+    told = {key: value for key, value in build.items() if key not in ("asm", "metadata")}
+    assert build["shared"] <= LIMITS[build["capability"]], told
+    assert build["stack"] + build["local"] <= stack, told
+    return str(certified(SimpleNamespace(**build)))
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -80,13 +112,35 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def run_compiled(program: str) -> str:
-    """The output of `program`, run with this module imported as `compiled`, without the interpreter."""
-    import os
+    """The output of `program`, run with this module as `compiled`, in a process without the interpreter.
 
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    told = subprocess.run(
-        [sys.executable, "-c", "from tests.interpreted import compiled\n" + program],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    return told.stdout
+    That process is forked off one that has imported what takes long.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(program, sender))
+    interpreted = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        child.start()
+    finally:
+        if interpreted is not None:
+            os.environ["TRITON_INTERPRET"] = interpreted
+    sender.close()
+    try:
+        output, failure = receiver.recv()
+    except EOFError:
+        output, failure = "", "the process died: see stderr"
+    child.join()
+    assert failure is None, failure
+    return output
+
+
+def _run(program: str, sender: Connection) -> None:
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            exec(program, {"__name__": "program", "compiled": sys.modules[__name__]})
+        sender.send((output.getvalue(), None))
+    except BaseException:
+        sender.send(("", traceback.format_exc()))

@@ -10,7 +10,6 @@ import torch
 from bi_compile.templates.attention.oracle import fma
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
-from tests.interpreted.compiled import run_compiled
 
 from bi_compile.templates.attention import gpu, gpu_oracle  # isort: skip
 
@@ -297,34 +296,3 @@ def test_no_keys():
     found, lse = gpu.attention(q, k, v, None, False, 0.3)
     assert (found == 0).all()
     assert (lse == -INF).all()
-
-
-_BUILD = """
-import re, torch
-from bi_compile.templates.attention import gpu
-compiled.compile_launches({capability})
-gpu._has_tensor_maps = gpu._starts_early = lambda x: {capability} >= 90
-BF16, FP32 = torch.bfloat16, torch.float32
-cases = (BF16, 8, 1, 300, 128), (BF16, 8, 512, 512, 64), (BF16, 32, 512, 2048, 128), (FP32, 8, 1, 9, 64)
-for dtype, heads, queries, keys, size in cases:
-    q, k = torch.empty(1, heads, queries, size, dtype=dtype), torch.empty(1, 8, keys, size, dtype=dtype)
-    gpu.attention(q, k, k, None, queries > 1, 0.1)
-q, k = torch.empty(1, 8, 1, 64, dtype=BF16), torch.empty(1, 8, 99, 64, dtype=BF16)
-mask = torch.ones(1, 1, 1, 99, dtype=torch.bool)
-gpu.attention(q, k, k, mask, False, 0.1)
-gpu._multiprocessors = lambda x: 132
-for size in (64, 128):
-    q, k = torch.empty(1, 32, 1, size, dtype=BF16), torch.empty(1, 8, 1100, size, dtype=BF16)
-    gpu.attention(q, k, k, None, False, 0.1)
-for build in compiled.BUILDS:
-    print(build["name"], build["stack"], *set(re.findall("kWidth = ([0-9]+)", build["asm"]["ttgir"])))
-    # The kernel that does flagged tiles again, and casts booleans, is big and seldom runs.
-    assert build["stack"] <= (640 if "arith.uitofp" in build["asm"]["ttgir"] else 128), build["stack"]
-    assert "kWidth = 4" not in build["asm"]["ttgir"]
-"""
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-def test_compiled_kernels_keep_the_order_of_products_and_spill_next_to_nothing(capability):
-    """A mask of bytes once changed the order in which weights meet values, where tiles are small."""
-    assert "attend" in run_compiled(_BUILD.format(capability=capability))

@@ -48,15 +48,18 @@ class Tile:
         return cls(_FEW_ROWS, 2, stages, few=True) if stages > 1 else None
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool) -> "Tile":
+    def choose(cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool) -> "Tile":
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
+        small: fewer than 64 rows, see `_has_tensor_memory`.
         """
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if rows <= 16:
             return cls(16, 2, 2 if many else 3)
+        if small:
+            return cls(32, 8, 2)
         if dims > 128:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
         if not maps:
@@ -64,13 +67,13 @@ class Tile:
         return cls(64, 4, 3)
 
     @classmethod
-    def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool) -> "Tile":
+    def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if dims > 128:
             return cls(16, 4, 2)
-        return cls(64, 4, 2) if group > 2 and maps else cls(16, 1 if dims <= 64 else 2, 2)
+        return cls(64, 4, 2) if group > 2 and maps and not small else cls(16, 1 if dims <= 64 else 2, 2)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,15 @@ def _has_tensor_maps(x: torch.Tensor) -> bool:
     return _starts_early(x)
 
 
+def _has_tensor_memory(x: torch.Tensor) -> bool:
+    """Whether the device sums products of 64 rows and more in tensor memory (Blackwell).
+
+    Triton 3.6 cannot compile that for attention, and it would be another family of instructions than that of
+    fewer rows.
+    """
+    return x.device.type == "cuda" and processor(x.device.index or 0).capability >= 100
+
+
 def _mappable(x: torch.Tensor) -> bool:
     step = 16 // x.element_size()
     strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
@@ -163,12 +175,13 @@ def attention(
     maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
     processors, splits = _multiprocessors(q), splits_of(keys)
     many = batch * kv_heads >= 2 * processors
+    small = _has_tensor_memory(q)
     tile = None
-    if maps and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
+    if maps and not small and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
         memory = _shared_memory(q)
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
-        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many)
+        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small)
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -218,12 +231,12 @@ def attention(
     else:
         launch((batch * kv_heads, ways), tile)
     if read is not None and read.own_begins:
-        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps)
+        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small)
         span = BLOCK * max(1, spread.rows // group)
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        careful = Tile(_CAREFUL_ROWS, 4 if max(dims, value_dims) <= 128 else 8, 1)
+        careful = Tile(_CAREFUL_ROWS, 8, 1)
         launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4

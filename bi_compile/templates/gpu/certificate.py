@@ -55,7 +55,7 @@ def certificate(compiled: Any, *, same: Mapping[str, str] | None = None) -> Cert
     if not stores:
         raise ValueError("the kernel stores nothing that can be followed")
     ptx = compiled.asm["ptx"]
-    return Certificate(tuple(sorted(stores)), _instructions(ptx), _contracted(compiled, ptx))
+    return Certificate(tuple(sorted(stores)), instructions(ptx), _contracted(compiled, ptx))
 
 
 def composed(partial: Certificate, adding: Certificate, chunks: str = "chunks") -> Certificate:
@@ -108,7 +108,7 @@ class _Expressions:
         try:
             dot = self._as_dot(step)
             if dot is not None and self.of(dot.operands[2]) == carry:
-                return f"chain{self._kind(dot)}[{self._extent(loop)}]({start}; {self._product(dot)})"
+                return f"chain{kind_of(dot)}[{self._extent(loop)}]({start}; {self._product(dot)})"
             body = self.of(step)
         finally:
             self.open.pop()
@@ -137,7 +137,7 @@ class _Expressions:
         if (dot := self._as_dot(value)) is not None:
             size = re.search(r"<(?:\d+x)*?(\d+)x[a-z]", operation.types[0])
             assert size
-            return f"dot{self._kind(dot)}[{size[1]}]({self._product(dot)}; {self.of(dot.operands[2])})"
+            return f"dot{kind_of(dot)}[{size[1]}]({self._product(dot)}; {self.of(dot.operands[2])})"
         if name == "tt.reduce":
             return f"reduce[{self._reduction(operation)}]({self.of(operation.operands[0])})"
         parts = [self.of(operand) for operand in operation.operands]
@@ -168,22 +168,6 @@ class _Expressions:
 
     def _product(self, dot: Operation) -> str:
         return "*".join(sorted(self.of(operand) for operand in dot.operands[:2]))
-
-    def _kind(self, dot: Operation) -> str:
-        """How many products one instruction sums, and whether it takes them out of order."""
-        a, b = (re.search(r"x(bf16|f16|f32|f64|f8\w+)", kind) for kind in dot.types[:2])
-        if a is None or b is None:
-            raise ValueError(f"a product of {dot.types[0]} and {dot.types[1]}")
-        if dot.name == "tt.dot" and "mma" not in dot.types[-1]:
-            return "1"
-        bits = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64}.get(a[1], 8)
-        permuted = ""
-        for kind in dot.types[:2]:
-            width = re.search(r"kWidth = (\d+)", kind)
-            if width and int(width[1]) * bits != 32:
-                permuted = f" in order {width[1]}"
-        imprecise = re.search(r"maxNumImpreciseAcc = (\d+)", dot.text)
-        return f"{256 // bits}{permuted}" + (f" imprecise {imprecise[1]}" if bits == 8 and imprecise else "")
 
     def _reduction(self, operation: Operation) -> str:
         """Two elements have one order; that of more follows from the threads and warps along the axis."""
@@ -224,6 +208,23 @@ class _Expressions:
         raise ValueError(f"a loop from {low} to {high}, which is no piece of K")
 
 
+def kind_of(dot: Operation) -> str:
+    """How many products one instruction sums, and whether it takes them out of order."""
+    a, b = (re.search(r"x(bf16|f16|f32|f64|f8\w+)", kind) for kind in dot.types[:2])
+    if a is None or b is None:
+        raise ValueError(f"a product of {dot.types[0]} and {dot.types[1]}")
+    if dot.name == "tt.dot" and "mma" not in dot.types[-1]:
+        return "1"
+    bits = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64}.get(a[1], 8)
+    permuted = ""
+    for kind in dot.types[:2]:
+        width = re.search(r"kWidth = (\d+)", kind)
+        if width and int(width[1]) * bits != 32:
+            permuted = f" in order {width[1]}"
+    imprecise = re.search(r"maxNumImpreciseAcc = (\d+)", dot.text)
+    return f"{256 // bits}{permuted}" + (f" imprecise {imprecise[1]}" if bits == 8 and imprecise else "")
+
+
 def _short(operation: Operation) -> str:
     if operation.name == "tt.elementwise_inline_asm":
         told = re.search(r'"([^"]*)"', operation.text)
@@ -237,7 +238,8 @@ def _short(operation: Operation) -> str:
     return name.removesuffix("f") if operation.name.startswith("arith.") else name
 
 
-def _instructions(ptx: str) -> tuple[str, ...]:
+def instructions(ptx: str) -> tuple[str, ...]:
+    """What the tensor core multiplies, and how many products one instruction sums."""
     found = set()
     for k, kinds in re.findall(r"mma(?:_async)?\.sync\.aligned\S*?m\d+n\d+k(\d+)\S*?\.f32\.(\S+)", ptx):
         found.add(f"{kinds.split('.')[0]} k{k}")

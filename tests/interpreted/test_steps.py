@@ -1,0 +1,27 @@
+"""The steps of a compiled kernel: a sum whose order is open is told from one that is not."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from tests.interpreted.compiled import run_compiled
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+_PROGRAM = "import json; from tests.interpreted.steps_compiled import *\nprint(json.dumps(found({})))"
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_what_is_open_is_told(capability):
+    found = json.loads(run_compiled(_PROGRAM.format(capability)))
+    whole = {"tree", "tree of 8 warps", "largest", "sum that is a flag"}
+    assert {name for name, (_, certain) in found.items() if certain} == whole
+    assert {found[name][0] for name in whole} == {"sums of 2 by scalar instructions"}
+    told = {name: order for name, (order, certain) in found.items() if not certain}
+    for name in ("sum", "sum of 8 warps", "sum that chooses"):
+        assert told[name].startswith("in no order of their own: addf of 2048 in #ttg.blocked<"), name
+    assert told["sum"] != told["sum of 8 warps"]
+    assert told["running sum"] == "in no order of their own: scan by scalar instructions"
+    assert told["atomic sum"] == "in no order of their own: atomic_rmw by scalar instructions"
+    assert told["fused"] == "sums of 2; products may be fused into sums by scalar instructions"
