@@ -181,6 +181,8 @@ def attention_backward(
     of the logsumexp; a softcap multiplies dS by 1 - tanh^2; dQ = dS K * scale, dK = dS^T Q * scale. All
     through bi_compile's bmm and sum in the dtype of lse, each rounded once. The queries of all heads of a
     group are rows of one product, so that grouped heads are summed by the contraction's tree.
+    Where P is 0, as of hidden keys, dS is 0 whatever V, O and dO are, and no NaN or infinity of K and Q counts
+    in a product: a query that sees one has P = NaN.
     """
     bmm = torch.ops.bi_compile.bmm.default
     total = torch.ops.bi_compile.sum.default
@@ -210,20 +212,26 @@ def attention_backward(
     delta = total(grad.to(wide) * out.to(wide), [-1], True)
     if lse_grad is not None:
         delta = delta - lse_grad.unsqueeze(-1)
-    grad_scores = weights * (grad_weights - delta.reshape(groups, rows, 1))
+    hidden = weights == 0
+    grad_scores = torch.where(hidden, 0.0, weights * (grad_weights - delta.reshape(groups, rows, 1)))
     grad_mask = None
     if mask_grad and mask is not None:
         grad_mask = _sum_to(grad_scores.reshape(batch, heads, queries, keys), mask.shape).to(mask.dtype)
     if softcap:
-        grad_scores = grad_scores * (1 - capped * capped).reshape(groups, rows, keys)
-    grad_q = bmm(grad_scores, k_rows) * scale
-    grad_k = bmm(grad_scores.transpose(1, 2), q_rows) * scale
+        slope = (1 - capped * capped).reshape(groups, rows, keys)
+        grad_scores = torch.where(hidden, 0.0, grad_scores * slope)
+    grad_q = bmm(grad_scores, _finite(k_rows)) * scale
+    grad_k = bmm(grad_scores.transpose(1, 2), _finite(q_rows)) * scale
     return (
         grad_q.reshape(q.shape).to(q.dtype),
         grad_k.reshape(k.shape).to(k.dtype),
         grad_v.reshape(v.shape).to(v.dtype),
         grad_mask,
     )
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.isfinite(), x, 0.0)
 
 
 def apply_mask(scores: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
