@@ -153,6 +153,13 @@ def _refuse_quantised_layer(layer: Any) -> None:
         raise QuantizedCacheError(type(layer).__name__)
 
 
+@torch.compiler.assume_constant_result
+def _refuse_where_we_compute(layer: str) -> None:
+    """Dynamo does not trace this but calls it, so the error is the same in functions that it compiles."""
+    if in_effect():
+        raise QuantizedCacheError(layer)
+
+
 _QUANTISED = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 _update = cache_utils.Cache.update
 
@@ -161,8 +168,8 @@ _update = cache_utils.Cache.update
 def _checked_update(
     self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int, *more: Any, **also: Any
 ) -> Any:
-    if layer_idx < len(self.layers) and isinstance(self.layers[layer_idx], _QUANTISED) and in_effect():
-        _refuse_quantised_layer(self.layers[layer_idx])
+    if layer_idx < len(self.layers) and isinstance(self.layers[layer_idx], _QUANTISED):
+        _refuse_where_we_compute(type(self.layers[layer_idx]).__name__)
     return _update(self, key_states, value_states, layer_idx, *more, **also)
 
 

@@ -260,6 +260,20 @@ def test_quantised_caches_are_refused(layer, llama):
     unprepared = decoders.build("llama")
     with refused, bi_compile.eager():
         unprepared(input_ids=ids, past_key_values=QUANTISED[layer](llama.config))
+    keys = torch.randn(1, 2, 5, 16)
+
+    def write(cache):
+        return cache.update(keys, keys, 0)
+
+    for fullgraph in (False, True):
+        torch.compiler.reset()
+        with pytest.raises(torch._dynamo.exc.InternalTorchDynamoError, match=f"{layer} makes a token depend"):
+            torch.compile(write, backend="batch_invariant", fullgraph=fullgraph)(
+                QUANTISED[layer](llama.config)
+            )
+    torch.compiler.reset()
+    torch.compile(write, backend="eager")(made := QUANTISED[layer](llama.config))
+    assert made.get_seq_length() == 5, "and compiled by others"
     stock = unprepared(input_ids=ids, past_key_values=QUANTISED[layer](llama.config))
     assert stock.past_key_values.get_seq_length() == len(PROMPTS[0]), "stock PyTorch goes on as before"
 

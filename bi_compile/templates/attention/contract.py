@@ -181,8 +181,8 @@ def attention_backward(
     of the logsumexp; a softcap multiplies dS by 1 - tanh^2; dQ = dS K * scale, dK = dS^T Q * scale. All
     through bi_compile's bmm and sum in the dtype of lse, each rounded once. The queries of all heads of a
     group are rows of one product, so that grouped heads are summed by the contraction's tree.
-    Where P is 0, as of hidden keys, dS is 0 whatever V, O and dO are, and no NaN or infinity of K and Q counts
-    in a product: a query that sees one has P = NaN.
+    Where P is 0, as of hidden keys, dS is 0 whatever V, O and dO are, and no NaN or infinity of K and Q
+    counts in a product: a query that sees one has P = NaN.
     """
     bmm = torch.ops.bi_compile.bmm.default
     total = torch.ops.bi_compile.sum.default
