@@ -62,11 +62,12 @@ class Constants:
         """Whether the number of samples, where it is symbolic, stands among what a node is made of."""
         if node not in self._made_of_batch:
             self._made_of_batch[node] = any(
-                self._is_of_batch(value) or self.have_batch_in(value) for value in node.all_input_nodes
+                self.is_of_batch(value) or self.have_batch_in(value) for value in node.all_input_nodes
             )
         return self._made_of_batch[node]
 
-    def _is_of_batch(self, node: fx.Node) -> bool:
+    def is_of_batch(self, node: fx.Node) -> bool:
+        """Whether a node is a number that tells how many samples there are."""
         number = node.meta.get("val")
         if not isinstance(number, torch.SymInt | torch.SymFloat):
             return False

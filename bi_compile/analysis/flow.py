@@ -4,7 +4,7 @@ The graph may be static or symbolic: the batch is followed from place to place, 
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import fx
 from bi_compile.analysis.axes import COUNT_ENTERS, ROUTING, Axis, Flow, Mixes, Unknown, shaped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.constants import Constants
+from bi_compile.analysis.loops import Broken, Loops
 from bi_compile.analysis.order import is_check
 from bi_compile.analysis.rules import rule_of
 from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
@@ -51,10 +52,13 @@ class BatchFlow:
     of_samples: set[fx.Node] = field(default_factory=set)
     """What inputs that hold samples bear upon, other than by their sizes."""
 
+    pieces: Mapping[fx.Node, Any] = field(default_factory=dict)
+    """What is computed of one sample that a loop took out of the batch."""
+
     def batched(self, node: fx.Node) -> bool:
         """Whether the node holds data of single samples, as far as is known."""
         flow = self._first(node)
-        return flow is None or bool(flow.axes or flow.position)
+        return flow is None or bool(flow.axes or flow.position) or node in self.pieces
 
     def value(self, node: fx.Node) -> str:
         """The (first) result with the batch written in it: "f32[B, 12, 64]"; "" where it is not known."""
@@ -80,6 +84,14 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
     dims: for each placeholder the dims that hold a batch, the first of each the first batch and so on; () for
         an input that all samples share. Extents are read off the placeholders' `val`.
     """
+    try:
+        return _followed(graph, dims, with_loops=True)
+    except Broken:
+        return _followed(graph, dims, with_loops=False)
+
+
+def _followed(graph: fx.Graph, dims: Sequence[tuple[int, ...]], *, with_loops: bool) -> BatchFlow:
+    """with_loops: let samples be taken out of the batch one by one. Raises Broken if not all are put back."""
     result = BatchFlow()
     inputs = graph.find_nodes(op="placeholder")
     if len(inputs) != len(dims) or any("tangents" in node.name for node in inputs):
@@ -98,12 +110,17 @@ def follow(graph: fx.Graph, dims: Sequence[tuple[int, ...]]) -> BatchFlow:
             result.of_samples.add(node)
     result.same += _numbers_of_samples(inputs, result)
     constants = Constants(result.batches, result.same)
+    loops = Loops(result.flows, result.batches, result.of_samples, constants)
+    result.pieces = loops.pieces if with_loops else {}
     for node in graph.nodes:
         if result.of_samples.intersection(node.all_input_nodes):
             constants.count(node)
             if not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
                 result.of_samples.add(node)
-        if node.op == "call_function":
+        looped = loops.flow_of(node) if with_loops else None
+        if looped is not None:
+            result.flows[node] = looped
+        elif node.op == "call_function":
             result.flows[node] = _flow_of(node, result, constants)
         elif node not in result.flows:
             result.flows[node] = Flow()

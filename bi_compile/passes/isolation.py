@@ -35,7 +35,8 @@ def isolate(
     for node in list(graph.nodes):
         flows = flow.flows.get(node)
         first = flows[0] if isinstance(flows, tuple) and flows else flows
-        if node in guessed and not (isinstance(first, Flow) and first.axes):
+        of_samples = (isinstance(first, Flow) and first.axes) or node in flow.pieces
+        if node in guessed and not of_samples:
             continue
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and needs(node):
             _drop_unread_vectors(node)
