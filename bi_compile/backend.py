@@ -17,6 +17,7 @@ from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
 from bi_compile.passes.capture import capture
 from bi_compile.passes.dropout import place_batch, run_unplaced
+from bi_compile.passes.epilogue import join_products_and_epilogues
 from bi_compile.passes.in_place import keep_what_is_read
 from bi_compile.passes.isolation import isolate
 from bi_compile.passes.masked_scatter import look_at_counts
@@ -85,7 +86,8 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
         raise
     record_graph(dump.verified(graph, verdicts, flow))
     run_unplaced(graph)
-    if join_sums_and_norms(graph):
+    # The norms first: what is left of sums may follow on a product.
+    if any([join_sums_and_norms(graph), join_products_and_epilogues(graph)]):
         dump.graph("joined", graph)
     if keep_what_is_read(graph):
         dump.graph("copied", graph)

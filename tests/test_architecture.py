@@ -24,7 +24,9 @@ ALLOWED = {
     "templates.registry": {"errors"},
     "templates.cpu": {"errors", "inductor", "numerics"},
     "templates.gpu": {"errors", "numerics"},
-    "templates.contraction": {"errors", "numerics", "templates.registry", "templates.gpu"},
+    "templates.contraction": {
+        "errors", "numerics", "templates.registry", "templates.gpu", "templates.pointwise",
+    },
     "templates.convolution": {
         "errors", "numerics", "templates.registry", "templates.contraction", "templates.gpu",
     },

@@ -151,16 +151,16 @@ def recurrent(call: Call) -> tuple[Flow, ...]:
 
 
 def product(call: Call) -> Flow:
-    """mm, bmm, addmm, baddbmm."""
+    """mm, bmm, addmm, baddbmm and product_epilogue."""
     a, b = _factors(call)
     rank = call.rank(a)
     left, right = call.flow(a), call.flow(b)
     if rank - 1 in left.dims() or rank - 2 in right.dims():
         raise Mixes("it sums over the batch")
     parts = [(left, rank), (right, rank)]
-    addend = call.get("c", "self") if call.name in ("addmm", "baddbmm") else None
-    if isinstance(addend, fx.Node):
-        parts.append((call.flow(addend), call.rank(addend)))
+    addend = call.get("c", "self") if call.name in ("addmm", "baddbmm", "product_epilogue") else None
+    added = (addend, call.arguments.get("other"))
+    parts += [(call.flow(node), call.rank(node)) for node in added if isinstance(node, fx.Node)]
     return joined(parts, rank)
 
 
@@ -190,7 +190,10 @@ def linear(call: Call) -> Flow:
     rank = call.rank(x)
     if rank - 1 in flow.dims() or 1 in weights.dims():
         raise Mixes("it sums over the batch")
-    return joined([(flow, rank), (weights.move(lambda axis: axis.at(0)), 1)], rank)
+    parts = [(flow, rank), (weights.move(lambda axis: axis.at(0)), 1)]
+    if isinstance(other := call.arguments.get("other"), fx.Node):
+        parts.append((call.flow(other), rank))
+    return joined(parts, rank)
 
 
 def attention(call: Call) -> tuple[Flow, ...]:

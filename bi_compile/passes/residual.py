@@ -48,18 +48,27 @@ def _joins(total: fx.Node) -> bool:
     if not all(isinstance(value, torch.Tensor) and value.is_cuda for value in values):
         return False
     alike = len({(value.dtype, str(value.shape)) for value in values}) == 1
-    return alike and all(_in_memory(term) for term in total.args)
+    return alike and all(in_memory(term) for term in total.args)
 
 
-def _in_memory(term: Any) -> bool:
+def in_memory(term: Any) -> bool:
     """Whether a term is stored in any case: our ops or the caller wrote it, or one of ours reads it."""
-    while getattr(term.target, "overloadpacket", None) and term.target.overloadpacket.__name__ in _VIEWS:
+    while is_view(term):
         term = term.args[0]
     source = term.args[0] if term.target is operator.getitem else term
-    return source.op != "call_function" or _is_ours(source) or any(map(_is_ours, term.users))
+    return source.op != "call_function" or is_ours(source) or _read_by_ours(term)
 
 
-def _is_ours(node: fx.Node) -> bool:
+def _read_by_ours(node: fx.Node) -> bool:
+    return any(_read_by_ours(user) if is_view(user) else is_ours(user) for user in node.users)
+
+
+def is_view(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet is not None and packet.__name__ in _VIEWS
+
+
+def is_ours(node: fx.Node) -> bool:
     return getattr(node.target, "namespace", None) == "bi_compile"
 
 

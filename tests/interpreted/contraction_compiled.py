@@ -19,6 +19,7 @@ from bi_compile.templates.contraction.gpu_configs import Config
 from bi_compile.templates.gpu import ahead, device
 from bi_compile.templates.gpu.certificate import certificate
 from bi_compile.templates.gpu.device import Processor
+from tests.templates.activations import programs as epilogues
 
 PROCESSORS = {
     80: Processor(80, 108, 166912),
@@ -57,6 +58,44 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
                 }
             )  # fmt: skip
     return rows
+
+
+def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -> list[dict]:
+    """Products with epilogues, in the configurations that may have them."""
+    rows, programs = [], epilogues(dtype)
+    configs = shipped(capability, dtype)
+    if capability == 100:
+        configs = [c for c in configs if c.block_m * c.block_n < 128 * 256]
+    for name in names:
+        for config in configs:
+            program = programs[name]
+            compiled = gpu_certificates.compile_product(
+                config, dtype, capability, form if form != "parallel" else "one", "bias", False, program
+            )
+            used = ahead.resources(compiled)
+            try:
+                order = str(
+                    gpu_certificates.order(config, dtype, capability, form, addend="bias", program=program)
+                )
+            except ValueError as error:
+                order = f"unknown: {error}"
+            rows.append(
+                {
+                    "name": name, "config": list(config), "order": order, "spilled": used.spilled,
+                    "shared_memory": used.shared_memory, "limit": PROCESSORS[capability].shared_memory,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def chosen_with_an_epilogue(capability: int, finished: bool) -> list[list]:
+    """The configurations of products of 64 to 8192 rows."""
+    processor = PROCESSORS[capability]
+    sizes = [(m, n) for m in (64, 1024, 8192) for n in (4096, 14336)]
+    return [
+        list(gpu_configs.choose(processor, torch.bfloat16, 1, m, n, 4096, True, finished=finished))
+        for m, n in sizes
+    ]
 
 
 def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:

@@ -15,6 +15,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bi_compile import inductor
+from bi_compile.passes.epilogue import join_products_and_epilogues
+from bi_compile.passes.residual import join_sums_and_norms
 from bi_compile.pipeline import decompositions
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 from tests.interpreted.compiled import pretend_driver
@@ -35,7 +37,7 @@ _HOPPER = SimpleNamespace(
 
 
 def generated(function: Callable, *shapes: tuple[int, ...], dtype: torch.dtype, ours: bool = True) -> str:
-    """The Triton code for `function` of tensors of these shapes, by our rewrites and settings or stock."""
+    """The Triton code for `function` of tensors of these shapes, as we compile it or stock."""
     pretend_driver(90)
     interface = {
         "get_device_properties": _HOPPER,
@@ -63,6 +65,8 @@ def generated(function: Callable, *shapes: tuple[int, ...], dtype: torch.dtype, 
         inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes]
         module = make_fx(function, decomposition_table=table)(*inputs)
         if ours:
+            join_sums_and_norms(module.graph)
+            join_products_and_epilogues(module.graph)
             stack.enter_context(canonical_codegen())
         graph = GraphLowering(module, example_inputs=inputs)
         stack.enter_context(V.set_graph_handler(graph))

@@ -63,6 +63,58 @@ def test_every_shipped_configuration(capability, dtype, forms):
             assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
 
 
+SUM = "f32(bf16(add({})))"
+SILU = "bf16(precise_divf({0}, add(1, __nv_expf(mul(-1, {0})))))"
+GATED = f"bf16(mul({SUM}, f32({SILU.format('f32(other)')})))"
+FINISHED = {
+    "silu": SILU.format(SUM),
+    "gelu": f"bf16(mul(add(1, __nv_erff(mul(0.707106769, {SUM}))), mul(5.000000e-01, {SUM})))",
+    "gated": GATED,
+    "sum": f"bf16(add({SUM}, f32(other)))",
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "names", "form"),
+    [
+        (80, "bfloat16", ["gelu", "gated"], "one"),
+        (80, "float32", ["silu"], "one"),
+        (90, "bfloat16", ["gelu", "gelu tanh", "silu", "gated"], "one"),
+        (90, "bfloat16", ["silu"], "sequence"),
+        (90, "bfloat16", ["gated"], "parallel"),
+        (90, "float16", ["silu"], "one"),
+        (90, "float32", ["gelu tanh", "gated"], "one"),
+        (100, "bfloat16", ["gelu", "gated"], "one"),
+    ],
+)
+def test_products_with_epilogues(capability, dtype, names, form):
+    rows = evaluated(f"finished({capability}, torch.{dtype}, {names}, {form!r})")
+    assert {row["name"] for row in rows} == set(names)
+    for row in rows:
+        assert row["shared_memory"] <= row["limit"], row
+        if form != "sequence":  # of which the largest tiles spill without an epilogue, too
+            assert row["spilled"] == 0, row
+        if capability == 100:
+            assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
+            continue
+        same = [other["order"] for other in rows if other["name"] == row["name"]]
+        assert set(same) == {row["order"]}
+        assert "products fused into sums" not in row["order"]
+        if dtype == "bfloat16" and row["name"] in FINISHED:
+            order = ORDERS[dtype][form.replace("parallel", "sequence")]
+            terms = sorted([order.removeprefix("bf16(").removesuffix(") by bf16 k16"), "f32(c)"])
+            assert row["order"] == f"{FINISHED[row['name']].replace('{}', ', '.join(terms))} by bf16 k16"
+
+
+def test_blackwell_finishes_no_tile_that_does_not_fit_registers():
+    cases = [(capability, finished) for capability in (90, 100) for finished in (False, True)]
+    found = evaluated(f"[chosen_with_an_epilogue(*case) for case in {cases}]")
+    of_hopper, finished_of_hopper, of_blackwell, finished_of_blackwell = found
+    assert [128, 256] in [c[:2] for c in of_blackwell]
+    assert [128, 256] not in [c[:2] for c in finished_of_blackwell]
+    assert of_hopper == finished_of_hopper
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype", "cut"),
     [
@@ -127,3 +179,37 @@ def test_controls_that_sum_in_another_order_have_other_certificates():
     assert len({found[name] for name in names}) == len(names), found
     assert found["sum of 4 warps"] != found["sum of 8 warps"]
     assert found["tree of 4 warps"] == found["tree of 8 warps"]
+
+
+_LAUNCHES = """
+import torch
+from bi_compile.templates.contraction import gpu, gpu_tuning
+from bi_compile.templates.gpu import device
+compiled.compile_launches(90)
+device.processor = lambda index: device.Processor(90, 132, 232448)
+gpu_tuning.tuned = lambda index: {}
+relu, add = "t1 = le(p, 0.0); t2 = where(t1, 0.0, p)", "t1 = add(p, o)"
+for m in (8, 4096):
+    for k in (1024, 8192):
+        x, w = (torch.empty(n, k, dtype=torch.bfloat16) for n in (m, 4096))
+        beside = torch.empty(m, 4096, dtype=torch.bfloat16)
+        for program, other in ((None, None), (relu, None), (relu, None), (add, beside)):
+            gpu._plan.cache_clear()
+            gpu.product(x, w.t(), other=other, program=program)
+x = torch.empty(2, 40, 64, dtype=torch.bfloat16)
+gpu.product(x, x.mT, program=relu)
+print(sorted({(build["name"], build["local"], hash(build["asm"]["ptx"])) for build in compiled.BUILDS}))
+"""
+
+
+def test_what_is_launched():
+    """Through Triton's own launches, where a kernel's functions are arguments of it."""
+    found = eval(run_compiled(_LAUNCHES))
+    names = [name for name, _, _ in found]
+    assert {name: names.count(name) for name in names}.keys() == {
+        "add_chunks",
+        "product",
+        "product_by_descriptors",
+    }
+    assert names.count("add_chunks") == 3  # alone, relu, add
+    assert names.count("product") == 1

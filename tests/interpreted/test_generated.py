@@ -42,6 +42,28 @@ def test_our_code(dtype):
         assert any(f"torch.ops.bi_compile.{op}.default(" in line for line in code)
 
 
+_PERCEPTRON = """
+import torch
+from tests.interpreted.pretended import generated
+from torch.nn.functional import gelu, layer_norm, linear, silu
+
+def function(x, up, gate, down):
+    x = x + linear(gelu(linear(x, up)), down)
+    y = layer_norm(x + linear(silu(linear(x, gate)) * linear(x, up), down), (64,))
+    return linear(y, up) * 2.0, y
+
+print(generated(function, (2, 8, 64), (96, 64), (96, 64), (64, 96), dtype=torch.bfloat16))
+"""
+
+
+def test_what_follows_on_products_is_no_kernel_of_its_own():
+    code = run_compiled(_PERCEPTRON)
+    assert code.count("torch.ops.bi_compile.product_epilogue.default(") == 4
+    assert code.count("torch.ops.bi_compile.mm.default(") == 2
+    assert code.count("torch.ops.bi_compile.added_layer_norm.default(") == 1
+    assert code.count("@triton.jit") == 0, code
+
+
 def test_stock_code_differs():
     """The control."""
     code = lines(False)

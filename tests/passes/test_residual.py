@@ -52,6 +52,11 @@ LINEAR, LAYER, RMS = "linear", "added_layer_norm", "added_rms_norm"
             lambda x, h, w, v: F.layer_norm((y := x + h) + F.linear(F.layer_norm(y, (8,)), w), (8,)),
             [LAYER, LINEAR, LAYER],
         ),
+        # A product reads the first sum, by way of a view.
+        (
+            lambda x, h, w, v: F.layer_norm((y := x + h) + (y.view(-1, 8) @ w).view(3, 5, 8), (8,)),
+            ["add", LINEAR, LAYER],
+        ),
         # Both read one sum, which is joined with the first.
         (
             lambda x, h, w, v: (F.layer_norm(y := x + h, (8,)), F.layer_norm(y, (8,), v)),

@@ -1,6 +1,17 @@
 """Products of matrices with one order of summation."""
 
 from bi_compile.templates.contraction.contract import addmm, baddbmm, bf16_order, bmm, linear, mm
+from bi_compile.templates.contraction.epilogue import linear_epilogue, product_epilogue
 from bi_compile.templates.contraction.grouped import grouped_mm
 
-__all__ = ["addmm", "baddbmm", "bf16_order", "bmm", "grouped_mm", "linear", "mm"]
+__all__ = [
+    "addmm",
+    "baddbmm",
+    "bf16_order",
+    "bmm",
+    "grouped_mm",
+    "linear",
+    "linear_epilogue",
+    "mm",
+    "product_epilogue",
+]

@@ -16,6 +16,8 @@ import triton
 
 from bi_compile import numerics
 from bi_compile.templates.contraction import (
+    epilogue,
+    gpu_epilogue,
     gpu_grouped,  # noqa: F401  (implements grouped_mm)
     gpu_tuning,
 )
@@ -62,11 +64,34 @@ def baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -
 
 
 @implements("linear")
-def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, w: Tensor, bias: Tensor | None, other: Tensor | None = None, program: str | None = None
+) -> Tensor:
     if x.dim() == 2:
-        return product(x, w.t(), bias)
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return product(flat, w.t(), bias).view(*x.shape[:-1], w.shape[0])
+        return product(x, w.t(), bias, other=other, program=program)
+    rows, n = math.prod(x.shape[:-1]), w.shape[0]
+    beside = None if other is None else other.reshape(rows, n)
+    flat = product(x.reshape(rows, x.shape[-1]), w.t(), bias, other=beside, program=program)
+    return flat.view(*x.shape[:-1], n)
+
+
+@implements("linear_epilogue")
+def linear_epilogue(x: Tensor, w: Tensor, bias: Tensor | None, other: Tensor | None, program: str) -> Tensor:
+    return linear(x, w, bias, other, program)
+
+
+@implements("product_epilogue")
+def product_epilogue(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None,
+    other: Tensor | None,
+    program: str,
+    *,
+    beta: Any = 1,
+    alpha: Any = 1,
+) -> Tensor:
+    return product(a, b, c, beta=beta, alpha=alpha, other=other, program=program)
 
 
 def product(
@@ -76,13 +101,19 @@ def product(
     *,
     beta: Any = 1,
     alpha: Any = 1,
+    other: Tensor | None = None,
+    program: str | None = None,
     config: Config | None = None,
 ) -> Tensor:
     """alpha * (a x b) + beta * c: [M, K] x [K, N], or batches of them, + c broadcastable; contiguous.
 
+    program: of `epilogue.py`, run on the rounded product; other: what else it reads.
     config: the configuration to use instead of the chosen one, for tests and tuning; fp64 has but one.
     """
-    out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+    if program is not None and a.dtype == torch.float64:
+        return epilogue.run(program, product(a, b, c, beta=beta, alpha=alpha), other).contiguous()
+    dtype = a.dtype if program is None else epilogue.result_dtype(program, a.dtype)
+    out = a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=dtype)
     if out.numel() == 0:
         return out
     kind = "none"
@@ -96,10 +127,12 @@ def product(
         _in_double(a, b, out, addend, alpha)
         return out
     aligned = (a.data_ptr() | b.data_ptr()) % 16 == 0
-    _plan(
+    plan = _plan(
         a.device.index, a.dtype, a.shape, a.stride(), b.shape, b.stride(), aligned, kind, addend.strides,
-        float(alpha), addend.beta, config,
-    ).launch(a, b, addend.c, out)  # fmt: skip
+        float(alpha), addend.beta, program, config,
+    )  # fmt: skip
+    # Without another tensor one of the product's dtype that is never read.
+    plan.launch(a, b, addend.c, a if other is None else other.contiguous(), out)
     return out
 
 
@@ -140,7 +173,7 @@ class _Plan(NamedTuple):
     adding: Launch | None
     """What adds these."""
 
-    def launch(self, a: Tensor, b: Tensor, c: Tensor, out: Tensor) -> None:
+    def launch(self, a: Tensor, b: Tensor, c: Tensor, other: Tensor, out: Tensor) -> None:
         to, addend = out, c
         if self.chains is not None:
             to, addend = out.new_empty(self.chains, dtype=torch.float32), out
@@ -149,11 +182,11 @@ class _Plan(NamedTuple):
                 Descriptor(base, *read) if read else None
                 for base, read in zip((a, b, b), self.read, strict=True)
             ]
-            self.product(to, addend, descriptors=descriptors)
+            self.product(to, addend, other, descriptors=descriptors)
         else:
-            self.product(a, b, addend, to)
+            self.product(a, b, addend, other, to)
         if self.adding is not None:
-            self.adding(to, c, out)
+            self.adding(to, c, other, out)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -169,6 +202,7 @@ def _plan(
     c_strides: tuple[int, ...],
     alpha: float,
     beta: float,
+    program: str | None,
     config: Config | None,
 ) -> _Plan:
     *batches, m, k = a_shape
@@ -186,19 +220,19 @@ def _plan(
     if config is None and described:
         config = gpu_tuning.lookup(index, dtype, m, n, k)
     if config is None:
-        config = choose(here, dtype, batch, m, n, k, described)
+        config = choose(here, dtype, batch, m, n, k, described, finished=program is not None)
     chunk = numerics.contraction_gpu_chunk(dtype.itemsize)
     assert chunk % config.block_k == 0, "a block of K would reach into the next chunk"
     chunks = triton.cdiv(k, chunk)
     parallel = chunks > 1 and config.parallel
     finish = {"alpha": alpha, "beta": beta, **dict(zip(_C_STRIDES, c_strides, strict=True))}
-    choice = {"SCALE": alpha != 1, "ADDEND": kind}
+    choice = {"SCALE": alpha != 1, "ADDEND": kind, "EPILOGUE": gpu_epilogue.function(program, dtype)}
     adding = None
     if parallel:
         grid = (triton.cdiv(batch * m * n, _ADDED_AT_A_TIME),)
         arguments = {"batch": batch, "M": m, "N": n, "chunks": chunks, "BLOCK": _ADDED_AT_A_TIME}
         adding = Launch(kernels.add_chunks, grid, {**arguments, **finish, **choice, **COMPILATION})
-        choice = {"SCALE": False, "ADDEND": "none"}
+        choice = {"SCALE": False, "ADDEND": "none", "EPILOGUE": None}
     settings = {
         "M": m,
         "N": n,

@@ -8,6 +8,7 @@ from bi_compile import numerics
 from bi_compile.templates.contraction import gpu_grouped_kernels as grouped
 from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
+from bi_compile.templates.contraction.gpu_epilogue import function
 from bi_compile.templates.gpu.ahead import compile_kernel
 from bi_compile.templates.gpu.certificate import Certificate, certificate, composed
 
@@ -24,15 +25,17 @@ def order(
     *,
     addend: str = "none",
     scale: bool = False,
+    program: str | None = None,
 ) -> Certificate:
     """The certificate of a product in one of FORMS. Raises ValueError for what is not followed.
 
-    addend, scale: the epilogue, as in `gpu_kernels._finish`.
+    addend, scale: as in `gpu_kernels._finish`; program: of `epilogue.py`.
     """
     if form != "parallel":
-        return certificate(compile_product(config, dtype, capability, form, addend, scale), same=_SAME)
+        compiled = compile_product(config, dtype, capability, form, addend, scale, program)
+        return certificate(compiled, same=_SAME)
     chains = certificate(compile_product(config, dtype, capability, form), same=_SAME)
-    return composed(chains, certificate(compile_adding(dtype, capability, addend, scale)))
+    return composed(chains, certificate(compile_adding(dtype, capability, addend, scale, program)))
 
 
 def compile_product(
@@ -42,19 +45,20 @@ def compile_product(
     form: str,
     addend: str = "none",
     scale: bool = False,
+    program: str | None = None,
     **options: Any,
 ) -> Any:
     """The kernel for a weight [N, K] and rows [M, K], compiled for a capability; `options` are Triton's."""
     name = _NAMES[dtype]
     types = dict.fromkeys("M N K a_batch a_row b_batch b_column c_batch c_row".split(), "i32")
-    types |= dict.fromkeys(("a", "b", "c", "out"), f"*{name}") | {"alpha": "fp32", "beta": "fp32"}
+    types |= dict.fromkeys(("a", "b", "c", "other", "out"), f"*{name}") | {"alpha": "fp32", "beta": "fp32"}
     if form == "parallel":
         types["out"] = "*fp32"
     constants: dict[str, Any] = {
         "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKS": form, "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
         "PRECISION": PRECISION[dtype], "SCALE": scale, "ADDEND": addend,
-        "c_column": 1,
+        "c_column": 1, "EPILOGUE": function(program, dtype),
     }  # fmt: skip
     if config.descriptors:
         kernel = kernels.product_by_descriptors
@@ -72,12 +76,19 @@ def compile_product(
     )
 
 
-def compile_adding(dtype: torch.dtype, capability: int, addend: str = "none", scale: bool = False) -> Any:
+def compile_adding(
+    dtype: torch.dtype,
+    capability: int,
+    addend: str = "none",
+    scale: bool = False,
+    program: str | None = None,
+) -> Any:
     """The kernel that adds chunks summed in parallel."""
     types = dict.fromkeys("batch M N chunks c_batch c_row".split(), "i32")
     types |= {"chains": "*fp32", "alpha": "fp32", "beta": "fp32"}
-    types |= dict.fromkeys(("c", "out"), f"*{_NAMES[dtype]}")
+    types |= dict.fromkeys(("c", "other", "out"), f"*{_NAMES[dtype]}")
     constants = {"BLOCK": 1024, "SCALE": scale, "ADDEND": addend, "c_column": 1}
+    constants |= {"EPILOGUE": function(program, dtype)}
     return compile_kernel(kernels.add_chunks, capability, types, constants, warps=4, stages=3)
 
 

@@ -142,12 +142,16 @@ def choose(
     k: int,
     descriptors: bool,
     plain: bool = False,
+    finished: bool = False,
 ) -> Config:
     """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n].
 
-    plain: none that is wide or parallel.
+    plain: none that is wide or parallel. finished: with an epilogue.
     """
     priced = candidates(processor, dtype, descriptors)
+    if finished and processor.capability >= 100:
+        # An epilogue of the largest tiles would not fit registers there.
+        priced = tuple(p for p in priced if p.config.block_m * p.config.block_n < 128 * 256)
     if plain:
         priced = tuple(p for p in priced if not p.config.wide)
     rows = max(16, 1 << (m - 1).bit_length())

@@ -90,28 +90,69 @@ def _finish(
     return total
 
 
+_AT_ONCE = tl.constexpr(32 * 1024)
+_PIECE = tl.constexpr(128 * 32)
+"""Of a tile of more than _AT_ONCE bytes an epilogue works out _PIECE elements at a time, to fit registers."""
+
+
+@triton.jit
+def _halves(x):
+    """The left and right columns of x."""
+    pieces = tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2))
+    return tl.split(tl.permute(pieces, (0, 2, 1)))
+
+
+@triton.jit
+def _store(total, other, out, at, inside, EPILOGUE: tl.constexpr):
+    """Store to out + at, rounded once to its dtype.
+
+    EPILOGUE: a function of `gpu_epilogue`, or None: what follows on the product. It may read `other`.
+    """
+    if EPILOGUE is not None:
+        total = EPILOGUE(total.to(other.dtype.element_ty).to(tl.float32), other + at, inside)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _store_pieces(total, other, out, rows, columns, M, N, EPILOGUE: tl.constexpr, MOST: tl.constexpr):
+    """Store a tile, in pieces of MOST elements."""
+    if total.numel > MOST:
+        left, right = _halves(total)
+        columns_left, columns_right = _halves(columns)
+        _store_pieces(left, other, out, rows, columns_left, M, N, EPILOGUE, MOST)
+        _store_pieces(right, other, out, rows, columns_right, M, N, EPILOGUE, MOST)
+    else:
+        at = rows.to(tl.int64) * N + columns
+        _store(total, other, out, at, (rows < M) & (columns < N), EPILOGUE)
+
+
 @triton.jit
 def _write(
-    total, c, out, rows, columns, M, N, c_row, c_column, alpha, beta,
-    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+    total, c, other, out, rows, columns, M, N, c_row, c_column, alpha, beta,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
-    """Finish a tile and store it to contiguous out [M, N], rounded once to its dtype."""
+    """Finish a tile and store it to contiguous out [M, N]; other: of the same shape and strides."""
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     total = _finish(
         total, c, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
     )
-    at = out + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    size: tl.constexpr = other.dtype.element_ty.primitive_bitwidth // 8
+    if EPILOGUE is not None and total.numel * size > _AT_ONCE:
+        # The rounded product takes half the registers of the sums.
+        total = total.to(other.dtype.element_ty)
+        _store_pieces(total, other, out, rows[:, None], columns[None, :], M, N, EPILOGUE, _PIECE)
+    else:
+        _store_pieces(total, other, out, rows[:, None], columns[None, :], M, N, EPILOGUE, total.numel)
 
 
 @triton.jit(do_not_specialize=["M"])
 def product(
-    a, b, c, out, M, N, K, alpha, beta,
+    a, b, c, other, out, M, N, K, alpha, beta,
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
-    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """One tile of one matrix of the batch, any strides.
 
@@ -130,6 +171,7 @@ def product(
     column_in = columns < N
     a += matrix * a_batch
     b += matrix * b_batch
+    other += matrix * M * N
     out += matrix * M * N
     if CHUNKS == "one":
         total = _chunk(
@@ -155,7 +197,10 @@ def product(
             )  # fmt: skip
     if SWAP:
         total = tl.trans(total)
-    _write(total, c + matrix * c_batch, out, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+    _write(
+        total, c + matrix * c_batch, other, out, rows, columns, M, N, c_row, c_column, alpha, beta,
+        SCALE, ADDEND, EPILOGUE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -184,11 +229,11 @@ def _chunk_by_descriptors(
 
 @triton.jit(do_not_specialize=["M"])
 def product_by_descriptors(
-    a, b, b_more, out, c, M, N, K, alpha, beta, c_row, c_column,
+    a, b, b_more, out, c, other, M, N, K, alpha, beta, c_row, c_column,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, MORE: tl.constexpr,
     GROUP_M: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
-    SCALE: tl.constexpr, ADDEND: tl.constexpr,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """The same for one matrix whose operands the tensor memory accelerator can read: persistent blocks.
 
@@ -234,16 +279,22 @@ def product_by_descriptors(
             to += number.to(tl.int64) * M * N
         rows = row + tl.arange(0, BLOCK_M)
         columns = column + tl.arange(0, BLOCK_N)
-        _write(total, c, to, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+        _write(
+            total, c, other, to, rows, columns, M, N, c_row, c_column, alpha, beta,
+            SCALE, ADDEND, EPILOGUE,
+        )  # fmt: skip
         if MORE:
             columns = column + BLOCK_N + tl.arange(0, MORE)
-            _write(more, c, to, rows, columns, M, N, c_row, c_column, alpha, beta, SCALE, ADDEND)
+            _write(
+                more, c, other, to, rows, columns, M, N, c_row, c_column, alpha, beta,
+                SCALE, ADDEND, EPILOGUE,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "batch"])
 def add_chunks(
-    chains, c, out, batch, M, N, chunks, alpha, beta, c_batch, c_row, c_column,
-    BLOCK: tl.constexpr, SCALE: tl.constexpr, ADDEND: tl.constexpr,
+    chains, c, other, out, batch, M, N, chunks, alpha, beta, c_batch, c_row, c_column,
+    BLOCK: tl.constexpr, SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """out [batch, M, N] from the chains [chunks, batch, M, N], in the order of the chunks."""
     size = batch.to(tl.int64) * M * N
@@ -258,7 +309,7 @@ def add_chunks(
     total = _finish(
         total, c + matrix * c_batch, rows, columns, inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
     )
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+    _store(total, other, out, at, inside, EPILOGUE)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from bi_compile.templates.gpu.ttgir import Function, Loop, Operation, parse
 _SAME_VALUE = {
     "ttg.convert_layout", "ttg.local_load", "ttg.memdesc_index", "ttg.memdesc_trans", "ttg.memdesc_subslice",
     "ttg.memdesc_reinterpret", "tt.trans", "tt.expand_dims", "tt.broadcast", "tt.splat", "tt.reshape",
-    "ttng.warp_group_dot_wait", "tt.addptr",
+    "tt.split", "ttng.warp_group_dot_wait", "tt.addptr",
 }  # fmt: skip
 _WRITES = {"ttg.async_copy_global_to_local", "ttng.async_tma_copy_global_to_local", "ttg.local_store"}
 _COMMUTE = {"add", "mul"}
@@ -229,6 +229,9 @@ def _short(operation: Operation) -> str:
     if operation.name == "tt.elementwise_inline_asm":
         told = re.search(r'"([^"]*)"', operation.text)
         return told[1].split(" ")[0].removeprefix("cvt.rna.").removesuffix(".f32") if told else operation.name
+    if operation.name == "tt.extern_elementwise":
+        symbol = re.search(r'symbol = "(\w+)"', operation.text)
+        return symbol[1] if symbol else operation.name
     if operation.name in ("arith.truncf", "arith.extf"):
         kind = re.search(r"(?:x|^)(bf16|f16|f32|f64|f8\w+)", operation.types[-1])
         return kind[1] if kind else operation.name
@@ -247,5 +250,8 @@ def instructions(ptx: str) -> tuple[str, ...]:
 
 
 def _contracted(compiled: Any, ptx: str) -> bool:
-    written = re.search(r"(?:math\.fma|\bfma\b)", compiled.asm["ttgir"]) is not None
+    ttgir = compiled.asm["ttgir"]
+    if "tt.extern_elementwise" in ttgir:  # libdevice's functions are made of multiply-adds
+        return compiled.metadata.enable_fp_fusion
+    written = re.search(r"(?:math\.fma|\bfma\b)", ttgir) is not None
     return not written and bool(re.search(r"\bfma\.rn\.f(?:32|64)", ptx))

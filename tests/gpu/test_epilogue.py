@@ -1,0 +1,92 @@
+"""Products with epilogues on a CUDA device: the bits of the product and its ops run one by one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bi_compile
+from tests.bits import assert_same_bits, same_bits
+from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
+
+if torch.cuda.is_available():
+    from bi_compile.templates.contraction import epilogue, gpu
+    from tests.gpu.test_contraction import configurations, data
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+ROWS = (1, 5, 64, 257, 1024)
+
+
+def factors(k: int, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """a, b, bias and another tensor, of which sums lie where activations bend."""
+    a, w = data(max(ROWS), k, dtype=dtype), data(n, k, dtype=dtype, seed=1)
+    scale = 2.0**-18 if dtype != FP16 else 2.0**-10
+    a = a / 2**8 if dtype == FP16 else a
+    return (
+        a,
+        (w * scale).t(),
+        data(n, dtype=dtype, seed=2) / 1024,
+        data(max(ROWS), n, dtype=dtype, seed=3) / 1024,
+    )
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize(("k", "name"), [(400, "gated"), (4592, "gelu")], ids=["one chunk", "chunks"])
+def test_every_shipped_configuration(k, name, dtype):
+    a, b, bias, other = factors(k, 528, dtype)
+    program = programs(dtype)[name]
+    beside = other if epilogue.reads_other(program) else None
+    expected = epilogue.run(program, gpu.product(a, b, bias), beside)
+    assert not same_bits(expected, gpu.product(a, b, bias))
+    for config in configurations(dtype):
+        if config.parallel and k == 400:
+            continue
+        for m in ROWS:
+            more = None if beside is None else beside[:m]
+            found = gpu.product(a[:m], b, bias, other=more, program=program, config=config)
+            assert_same_bits(found, expected[:m], f"{config} {m}")
+    found = gpu.product(a, b, bias, other=beside, program=program)
+    assert_same_bits(found, expected, "the chosen one")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_every_epilogue(dtype):
+    a, b, bias, other = factors(400, 136, dtype)
+    product = gpu.product(a[:33], b, bias)
+    for name, program in programs(dtype).items():
+        more = other[:33] if name in WITH_ANOTHER else None
+        found = gpu.product(a[:33], b, bias, other=more, program=program)
+        assert_same_bits(found, epilogue.run(program, product, more), name)
+        function = {**ACTIVATIONS, **WITH_ANOTHER}[name]
+        exact = function(*(t.double() for t in (product, *(() if more is None else (more,)))))
+        tolerance = {"rtol": 2.0**-4, "atol": 2.0**-7} if dtype == BF16 else {"rtol": 1e-5, "atol": 1e-6}
+        torch.testing.assert_close(found.double(), exact, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Perceptrons(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (
+            nn.Linear(*s, bias=False) for s in ((256, 688), (256, 688), (688, 256))
+        )
+        self.first, self.second = nn.Linear(256, 1024), nn.Linear(1024, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.down(F.silu(self.gate(x)) * self.up(x))
+        return x + self.second(F.gelu(self.first(x)))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_a_compiled_model_has_the_bits_of_eager_mode(dtype, tmp_path):
+    torch.compiler.reset()
+    model = Perceptrons().to("cuda", dtype).requires_grad_(False)
+    compiled = torch.compile(model, backend="batch_invariant", options={"dump": str(tmp_path)})
+    x = torch.randn(300, 256, device="cuda").to(dtype)
+    with bi_compile.eager():
+        expected = model(x)
+    for m in (300, 3, 1):
+        assert_same_bits(compiled(x[:m]), expected[:m], str(m))
+    graphs = [file.read_text() for file in sorted(tmp_path.glob("*/*joined.py"))]
+    assert graphs
+    for graph in graphs:
+        assert graph.count("linear_epilogue.default(") == 4, graph

@@ -1,0 +1,130 @@
+"""Products with epilogues in Triton without a GPU: the bits of the product and its ops run one by one.
+
+Functions of libdevice are Python's here, for kernel and oracle alike.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bi_compile import numerics
+from tests.bits import assert_same_bits
+from tests.interpreted import interpreter
+from tests.interpreted.test_contraction import BF16, FORMS, FP16, FP32, FP64, HOPPER, config, data, dot
+from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
+
+from bi_compile.templates.contraction import epilogue, gpu, gpu_configs, gpu_epilogue, gpu_oracle, gpu_tuning  # isort: skip
+from bi_compile.templates.contraction.gpu_configs import Config  # isort: skip
+from bi_compile.templates.gpu import device  # isort: skip
+
+DTYPES = pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+
+
+def by_element(name: str):
+    numpy, function = interpreter.numpy, {"sigmoid": lambda x: 1 / (1 + math.exp(-x))}.get(name)
+    function = function or getattr(math, name)
+
+    def apply(x: float) -> float:
+        try:
+            return function(x)
+        except OverflowError:
+            return math.inf
+
+    def rounded(x):
+        with numpy.errstate(over="ignore"):
+            return numpy.vectorize(apply, otypes=[numpy.float64])(x).astype(numpy.float32)
+
+    return rounded
+
+
+def of_block(name: str):
+    tl, apply = interpreter.tl, by_element(name)
+    return lambda x: tl.tensor(interpreter.interpreter.TensorHandle(apply(x.handle.data), tl.float32), x.type)
+
+
+def of_tensor(x: torch.Tensor, name: str) -> torch.Tensor:
+    if name == "sigmoid":
+        return (1 / (1 + of_tensor(-x.float(), "exp"))).to(x.dtype)
+    return torch.from_numpy(by_element(name)(x.float().numpy())).to(x.dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks_on_a_hopper(monkeypatch):
+    interpreter.use_dot(dot)
+    monkeypatch.setattr(device, "processor", lambda index: HOPPER)
+    monkeypatch.setattr(gpu_tuning, "tuned", lambda index: {})
+    monkeypatch.setattr(numerics, "CONTRACTION_GPU_CHUNK", 256)
+    monkeypatch.setattr(numerics, "CONTRACTION_GPU_FP32_CHUNK", 64)
+    functions = {name: of_block(name) for name in ("exp", "erf", "tanh", "log1p", "expm1")}
+    monkeypatch.setattr(gpu_epilogue, "libdevice", SimpleNamespace(**functions))
+    monkeypatch.setattr(epilogue, "unary", of_tensor)
+    for cache in (gpu._plan, gpu_configs.choose, gpu_epilogue.function):
+        cache.cache_clear()
+    yield
+    gpu_epilogue.function.cache_clear()
+    gpu._plan.cache_clear()
+
+
+def one_nan(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.isnan(), torch.nan, x)
+
+
+def check(program: str, dtype: torch.dtype, chosen: Config | None, m: int, n: int, k: int) -> None:
+    a, w, c = data(m, k, dtype=dtype), data(n, k, dtype=dtype, seed=1), data(n, dtype=dtype, seed=2)
+    a[0, 0] = torch.nan
+    other = data(m, n, dtype=dtype, seed=3) / 512 if epilogue.reads_other(program) else None
+    product = gpu_oracle.product(a, w.t() / 512, c / 512)
+    expected = epilogue.run(program, product, other)
+    found = gpu.product(a, w.t() / 512, c / 512, other=other, program=program, config=chosen)
+    # Hosts have NaN of different payloads.
+    assert_same_bits(one_nan(found), one_nan(expected), f"{program} {chosen}")
+    assert product.isnan().any()
+    assert not torch.equal(found.nan_to_num(), product.nan_to_num())
+
+
+@DTYPES
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *WITH_ANOTHER])
+def test_every_epilogue(name, dtype):
+    check(programs(dtype)[name], dtype, config("pointers"), 5, 33, 40)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["silu", "gated"])
+def test_every_form(name, dtype):
+    program = programs(dtype)[name]
+    for form in FORMS:
+        if dtype != FP32 or "swap" not in form:
+            check(program, dtype, config(form), 19, 50, 296)
+    check(program, dtype, None, 19, 50, 296)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_large_tiles_are_worked_out_in_pieces(dtype):
+    tile = Config(128, 256 if dtype == BF16 else 128, 32, 8, 3)
+    check(programs(dtype)["gated"], dtype, tile, 3, 300, 40)
+
+
+def test_a_batch_and_a_number_of_dims():
+    program = programs(BF16)["gated"]
+    a, b, other = (data(2, *s, dtype=BF16) / 32 for s in ((5, 40), (40, 9), (5, 9)))
+    found = gpu.product_epilogue(a, b, None, other, program)
+    for i in range(2):
+        assert_same_bits(found[i], gpu.product_epilogue(a[i], b[i], None, other[i], program), str(i))
+    w = b[0].t().contiguous()
+    linear = gpu.linear_epilogue(a, w, None, other.mT.contiguous().mT, program)
+    assert_same_bits(linear[0], found[0], "linear")
+
+
+def test_a_cast_changes_the_dtype_of_the_result():
+    a, b = data(5, 40, dtype=BF16), data(40, 9, dtype=BF16)
+    found = gpu.product_epilogue(a, b, None, None, "t1 = float32(p)")
+    assert_same_bits(found, gpu.mm(a, b).float(), "cast")
+
+
+def test_fp64_runs_one_by_one():
+    a, b = data(5, 40, dtype=FP64), data(40, 9, dtype=FP64)
+    found = gpu.product_epilogue(a, b, None, None, "t1 = le(p, 0); t2 = where(t1, 0, p)")
+    assert_same_bits(found, gpu.mm(a, b).relu(), "relu")
+    assert gpu.product_epilogue(a[:0], b, None, None, "t1 = neg(p)").shape == (0, 9)

@@ -1,0 +1,56 @@
+"""Activations, and what else follows on products, for tests of epilogues."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+Tensor = torch.Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky relu": F.leaky_relu,
+    "relu squared": lambda x: F.relu(x).square(),
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu of GPT-2": lambda x: (
+        0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * torch.pow(x, 3.0))))
+    ),
+    "hardswish": F.hardswish,
+    "elu": F.elu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+}
+WITH_ANOTHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda x, other: x + other,
+    "gated": lambda x, other: F.silu(other) * x,
+    "gate": lambda x, other: F.gelu(x) * other,
+}
+
+
+def programs(dtype: torch.dtype) -> dict[str, str]:
+    """Their programs as final graphs hold them, for products in a dtype."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from bi_compile.passes.epilogue import join_products_and_epilogues
+    from bi_compile.pipeline import decompositions
+
+    found = {}
+    for name, f in {**ACTIVATIONS, **WITH_ANOTHER}.items():
+        with FakeTensorMode():
+            x, w, other = (torch.empty(8, 8, dtype=dtype, device="cuda") for _ in range(3))
+            more = (other,) if name in WITH_ANOTHER else ()
+
+            def both(x, w, *more, f=f):
+                return f(x @ w, *more)
+
+            graph = make_fx(both, decomposition_table=decompositions())(x, w, *more).graph
+            assert join_products_and_epilogues(graph), name
+        (joined,) = graph.find_nodes(op="call_function", target=torch.ops.bi_compile.product_epilogue.default)
+        found[name] = joined.args[4]
+    return found
