@@ -56,7 +56,7 @@ class Dump:
         self._report.graphs.append(found)
         self._report.compilations = 1
         self._show("report.txt", lambda: f"{self._report}\n\n{self._report.table()}\n")
-        if self.on and (text := orders(graph)):
+        if self.on and (text := orders(found)):
             self._show(f"{next(self._number):02d}_orders.txt", lambda: text)
         if self._folder:
             (self._folder / "report.json").write_text(self._report.json(), encoding="utf-8")

@@ -22,6 +22,24 @@ REFUSED = frozenset((MIXES, LEFT_ALONE))
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """What decides which order certificate holds for an op on a CUDA device.
+
+    op, family: such as "mm" of the templates "contraction". dtype: such as "bfloat16".
+    length: of the sums, None where it is not known before the call or does not matter.
+    form: which dim groups cut, "M", "N" or "K", or how a convolution is computed; else "".
+    capability: of the device, 90 for Hopper.
+    """
+
+    op: str
+    family: str
+    dtype: str
+    length: int | None
+    form: str
+    capability: int
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One op of a final graph.
 
@@ -37,6 +55,7 @@ class Verdict:
     reason: why it mixes, is unknown or was left alone; None for the rest.
     path: names of nodes from an input of the graph to this one, for MIXES and UNKNOWN.
     origin: the op of the model it was rewritten from, such as "aten.gelu.default", where that is another.
+    kernel: what runs it on a CUDA device, if that sums anything; `order` is then its certificate.
     """
 
     op: str
@@ -49,6 +68,16 @@ class Verdict:
     reason: str | None = None
     path: tuple[str, ...] = ()
     origin: str = ""
+    kernel: Kernel | None = None
+
+    @property
+    def order(self) -> str:
+        """The order certificate (docs/gpu-order.md), or "". Its kernel is compiled when first asked for."""
+        if self.kernel is None:
+            return ""
+        from bi_compile.report.orders import order
+
+        return order(self.kernel)
 
 
 @dataclass(frozen=True)

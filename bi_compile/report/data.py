@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bi_compile import __version__
-from bi_compile.report import CANONICAL, Graph, Report
+from bi_compile.report import CANONICAL, Graph, Report, Verdict
 from bi_compile.report.rungs import rungs
 from bi_compile.report.trees import tree_of
 
@@ -26,9 +26,9 @@ def to_dict(report: Report) -> dict[str, Any]:
         "compilations": report.compilations,
         "counts": dict(kinds),
         "rungs": [asdict(rung) for rung in rungs(report)],
-        "refused": [asdict(verdict) for verdict in report.refused],
-        "unknown": [asdict(verdict) for verdict in report.unknown],
-        "isolated": [asdict(verdict) for verdict in report.isolated],
+        "refused": [_verdict(verdict) for verdict in report.refused],
+        "unknown": [_verdict(verdict) for verdict in report.unknown],
+        "isolated": [_verdict(verdict) for verdict in report.isolated],
         "breaks": [{"reason": found.reason, "where": found.where} for found in report.breaks],
         "leaks": [asdict(leak) for leak in report.leaks],
         "trees": trees(report),
@@ -42,11 +42,17 @@ def trees(report: Report) -> dict[str, str]:
     return {op: f"{tree.family}: {tree}" for op in ops if (tree := tree_of(op)) is not None}
 
 
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    facts = asdict(verdict)
+    del facts["kernel"]
+    return {**facts, "order": verdict.order}
+
+
 def _graph(graph: Graph) -> dict[str, Any]:
     return {
         "backward": graph.backward,
         "inputs": [asdict(entry) for entry in graph.inputs],
-        "ops": [asdict(verdict) for verdict in graph.verdicts],
+        "ops": [_verdict(verdict) for verdict in graph.verdicts],
         "outputs": list(graph.outputs),
         "not_promised": graph.not_promised,
     }

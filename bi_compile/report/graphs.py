@@ -12,6 +12,7 @@ from torch import fx
 from bi_compile.analysis.flow import BatchFlow
 from bi_compile.inputs import UserInput
 from bi_compile.report import Graph, Input, Verdict
+from bi_compile.report.orders import kernel_of
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 
@@ -51,6 +52,7 @@ def _complete(verdict: Verdict, node: fx.Node, listed: set[str], batch: Mapping[
         inputs=_sources(node.all_input_nodes, listed),
         value=verdict.value or shown(node.meta.get("val"), batch),
         origin=original(node),
+        kernel=kernel_of(node),
     )
 
 

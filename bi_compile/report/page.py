@@ -191,12 +191,12 @@ def _input_row(name: str, entry: Input) -> str:
 
 def _row(name: str, verdict: Verdict, lines: _Lines, outputs: tuple[str, ...], promised: set[str]) -> str:
     origin = f" from {verdict.origin}" if verdict.origin else ""
-    reason = f"<i>{escape(verdict.reason)}</i>" if verdict.reason else ""
+    told = "".join(f"<i>{escape(text)}</i>" for text in (verdict.reason, verdict.order) if text)
     output = ""
     if verdict.node in outputs:
         output = f"<i>output{'' if verdict.node in promised else ', not promised'}</i>"
     return (
         f'<tr id="{name}" class="k-{KINDS[verdict.kind][0]}"><td><b>{escape(verdict.node)}</b>'
-        f"<i>{escape(verdict.op + origin)}</i></td><td><span>{verdict.kind}</span>{reason}</td>"
+        f"<i>{escape(verdict.op + origin)}</i></td><td><span>{verdict.kind}</span>{told}</td>"
         f"<td>{escape(verdict.value)}{output}</td><td>{lines.show(verdict.where)}</td></tr>"
     )

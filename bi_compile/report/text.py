@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bi_compile.report import REFUSED, UNKNOWN, Graph, Report, Verdict
+from bi_compile.report.orders import orders
 from bi_compile.report.rungs import rungs
 
 
@@ -77,7 +78,10 @@ def _problem(what: str, reason: str | None, where: str | None) -> Iterator[str]:
 
 
 def table(report: Report) -> str:
-    """A line for each op: its verdict, node, op, result, the op it was rewritten from, the user's line."""
+    """A line for each op: its verdict, node, op, result, the op it was rewritten from, the user's line.
+
+    Below each graph are the order certificates of its kernels on CUDA devices.
+    """
     lines = []
     for number, graph in enumerate(report.graphs):
         lines.append(f"graph {number}{', backward' if graph.backward else ''}")
@@ -87,6 +91,9 @@ def table(report: Report) -> str:
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)]
             lines.append(f"  {'  '.join(cells)}".rstrip())
+        if found := orders(graph):
+            lines.append("orders of sums on CUDA devices")
+            lines += [f"  {line}" for line in found.splitlines()]
     return "\n".join(lines)
 
 

@@ -10,10 +10,8 @@ from unittest import mock
 import torch
 import triton
 import triton.language as tl
-from torch._subclasses import FakeTensorMode
 
 from bi_compile.errors import TuningError
-from bi_compile.report.orders import orders
 from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_tuning
 from bi_compile.templates.contraction.gpu_configs import Config
 from bi_compile.templates.gpu import ahead, device
@@ -150,22 +148,6 @@ def with_another_block() -> str:
         except TuningError as error:
             return str(error)
     return "nothing"
-
-
-def of_a_graph() -> str:
-    """The dump's certificates of a graph with one product of each kind, as if on a Hopper."""
-    bi, graph = torch.ops.bi_compile, torch.fx.Graph()
-    with FakeTensorMode():
-        for number, (dtype, k) in enumerate(
-            [(torch.bfloat16, 64), (torch.bfloat16, 5000), (torch.float64, 64)]
-        ):
-            a, b = (graph.placeholder(f"{name}{number}") for name in "ab")
-            a.meta["val"] = torch.empty(3, k, dtype=dtype, device="cuda")
-            graph.call_function(bi.mm.default, (a, b))
-        c = graph.placeholder("c")
-        c.meta["val"] = torch.empty(3, 64)
-        graph.call_function(bi.addmm.default, (a, c, b))
-    return orders(graph, lambda device: 90)
 
 
 def epilogue(fused: bool) -> str:

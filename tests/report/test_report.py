@@ -1,6 +1,8 @@
 """What a report holds and says: facts, rungs, text, JSON."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from bi_compile.report import (
     UNKNOWN,
     Break,
     Graph,
+    Kernel,
     Leak,
     Report,
     Verdict,
     collect,
+    orders,
     record_break,
     record_compilation,
     record_graph,
@@ -163,3 +167,43 @@ def test_functions_of_libraries_outside_graphs_are_counted_not_listed():
     assert "graph break: all of 'mine'" in str(report)
     assert "outside graphs too: 2 functions of PyTorch and Python" in str(report)
     assert "__iter__" not in str(report)
+
+
+PRODUCT = Kernel("mm", "contraction", "bfloat16", 64, "", 90)
+
+
+def test_the_order_of_a_kernel_is_in_every_form_of_a_report(monkeypatch, tmp_path):
+    monkeypatch.setattr(orders, "order", lambda kernel: f"<{kernel.op} of {kernel.length}>")
+    verdicts = [
+        Verdict("bi_compile.mm", CANONICAL, node="mm", kernel=PRODUCT),
+        Verdict("bi_compile.mm", CANONICAL, node="mm_1"),
+    ]
+    report = Report("m", [Graph(verdicts)], 1)
+    first, second = json.loads(report.json())["graphs"][0]["ops"]
+    assert (first["order"], second["order"]) == ("<mm of 64>", "")
+    assert report.table().splitlines()[-2:] == ["orders of sums on CUDA devices", "  mm  mm  <mm of 64>"]
+    page = report.html(tmp_path / "page.html").read_text()
+    assert page.count("<i>&lt;mm of 64&gt;</i>") == 1
+
+
+def test_without_a_cuda_device_there_is_no_order_and_no_triton():
+    program = """
+import sys, torch, bi_compile
+class NoTriton:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            raise ModuleNotFoundError("No module named 'triton'", name="triton")
+sys.meta_path.insert(0, NoTriton())
+report = bi_compile.explain(torch.nn.Linear(8, 4))(torch.randn(2, 8))
+assert all(verdict.order == "" for verdict in report.verdicts)
+assert "orders" not in report.table()
+report.json()
+assert "triton" not in sys.modules
+from bi_compile.report import Kernel
+from bi_compile.report.orders import order
+for op, family in (("mm", "contraction"), ("sum", "reduction"), ("attention", "attention")):
+    print(order(Kernel(op, family, "bfloat16", 64, "", 90)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert set(run.stdout.splitlines()) == {"not certified: Triton is not installed"}

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bi_compile.templates.gpu.device import COMPILATION
+from bi_compile.templates.gpu.launch import Launch
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+"""Triton's names of dtypes."""
 
 
 class Resources(NamedTuple):
@@ -48,6 +53,24 @@ def compile_kernel(
     source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages, **COMPILATION, **options}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_launch(launch: Launch, capability: int, *tensors: torch.dtype) -> Any:
+    """What a launch on tensors of these dtypes runs, compiled for a capability; see `compile_kernel`."""
+    kernel, given = launch.kernel, dict(launch.arguments)
+    types = {name: f"*{NAMES[dtype]}" for name, dtype in zip(kernel.arg_names, tensors, strict=False)}
+    constants = {p.name: given.pop(p.name) for p in kernel.params if p.is_constexpr and p.name in given}
+    if "OVERLAP" in kernel.arg_names:
+        constants["OVERLAP"] = capability >= 90
+    for parameter in kernel.params:
+        value = given.pop(parameter.name, None)
+        if isinstance(value, float) or parameter.annotation_type:
+            types[parameter.name] = parameter.annotation_type or "fp32"
+        elif value is not None:
+            types[parameter.name] = "i32"
+    options = {name: value for name, value in given.items() if name not in COMPILATION}
+    warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
+    return compile_kernel(kernel, capability, types, constants, warps=warps, stages=stages, **options)
 
 
 def resources(compiled: Any) -> Resources:

@@ -7,6 +7,7 @@ warps, stages, swizzles and the way operands come into registers leave no trace;
     bf16(chain16[K](0; a*b))                         one chain over K of fused sums of 16 products, from 0
     bf16(sum[4096 of K](0; chain16[4096](0; a*b)))   chains of 4096, added in order
     sum[32 of K](0; dot8[32](a*b; 0))                blocks of 32, each summed on its own
+    quiet(bf16(fma(x, w, 0)))                        every NaN the one quiet one
 
 A certificate is about order. That an instruction of one kind and K sums alike for every shape, `mma.sync` or
 `wgmma`, is measured (docs/gpu-order.md).
@@ -144,6 +145,8 @@ class _Expressions:
         short = _short(operation)
         if short == "select" and parts[0] == f"uno({parts[2]}, {parts[2]})":
             return f"{parts[1]} if NaN({parts[2]})"
+        if short == "select" and _makes_one_nan(*parts):
+            return f"quiet({parts[2]})"
         if short in _COMMUTE:
             # A running sum first: which side it stands on in the source is no order.
             parts.sort(key=lambda part: (not part.startswith("carry"), part))
@@ -206,6 +209,12 @@ class _Expressions:
                 if high in (f"min({whole}, ({low} + {length}))", f"min(({low} + {length}), {whole})"):
                     return length
         raise ValueError(f"a loop from {low} to {high}, which is no piece of K")
+
+
+def _makes_one_nan(condition: str, nan: str, value: str) -> bool:
+    """Whether a value is stored as it is, but for NaN, of which there is one then."""
+    inner = value.partition("(")[2].removesuffix(")") if value.startswith(("bf16(", "f16(")) else value
+    return nan.startswith("bitcast(") and condition == f"une({inner}, {inner})"
 
 
 def kind_of(dot: Operation) -> str:

@@ -30,7 +30,8 @@ class Launch:
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any]):
-        self._kernel, self._grid, self._arguments = kernel, grid, dict(arguments)
+        self.kernel, self.arguments = kernel, dict(arguments)
+        self._grid = grid
         self._compiled: Any = None
         self._others: tuple[Any, ...] = ()
 
@@ -42,9 +43,9 @@ class Launch:
         if aligned and self._compiled is not None:
             self._compiled[(*self._grid, 1, 1)[:3]](*descriptors, *tensors, *self._others)
             return
-        arguments = {**self._arguments, **overlapping(self._kernel, tensors[0].device)}
-        compiled = self._kernel[self._grid](*descriptors, *tensors, **arguments)
+        arguments = {**self.arguments, **overlapping(self.kernel, tensors[0].device)}
+        compiled = self.kernel[self._grid](*descriptors, *tensors, **arguments)
         if aligned:
             self._compiled = compiled
-            names = getattr(self._kernel, "arg_names", ())[len(descriptors) + len(tensors) :]
+            names = getattr(self.kernel, "arg_names", ())[len(descriptors) + len(tensors) :]
             self._others = tuple(arguments[name] for name in names)

@@ -1,0 +1,83 @@
+"""The report on a graph on a CUDA device: the certificates of its kernels as text, JSON and page."""
+
+import json
+from html import unescape
+from importlib.util import find_spec
+
+import pytest
+
+from tests.interpreted.compiled import run_compiled
+from tests.interpreted.test_contraction_compiled import ORDERS as PRODUCTS
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+_PROGRAM = """
+import json, tempfile
+from tests.interpreted.report_compiled import *
+found = report({capability})
+with tempfile.TemporaryDirectory() as folder:
+    page = found.html(folder + "/page.html").read_text()
+print(json.dumps([json.loads(found.json()), found.table(), page]))
+"""
+LONG = PRODUCTS["bfloat16"]["sequence"]
+STEPS = "sums of 2 by scalar instructions"
+WINDOWS = {
+    "dense": "bf16(add(chain16[K](0; w*x), f32(bias))) by bf16 k16",
+    "long": "bf16(add(f32(bias), sum[4096 of K](0; chain16[4096](0; w*x)))) by bf16 k16",
+}
+ORDERS = {
+    "mm_bf16": PRODUCTS["bfloat16"]["one"],
+    "mm_fp16": PRODUCTS["float16"]["one"],
+    "mm_fp32": PRODUCTS["float32"]["one"],
+    "mm_fp64": "chains of fused multiply-adds, added in order",
+    "mm_long": LONG,
+    "mm_on_the_cpu": "",
+    "linear": PRODUCTS["bfloat16"]["one"],
+    "addmm": PRODUCTS["bfloat16"]["one"],
+    "grouped_rows": LONG.replace("of K", "of its K"),
+    "grouped_k": LONG.replace("of K", "of its K"),
+    **{f"convolution_{name}": order for name, order in WINDOWS.items()},
+    "attention": "products chain16[64]; sums of 2 by bf16 k16",
+    "topk": "",
+    **dict.fromkeys(
+        (
+            "sum_1", "argmax", "logsumexp", "softmax", "layer_norm", "added_rms_norm", "cumsum",
+            "scatter_reduce", "cdist",
+        ),
+        STEPS,
+    ),
+}  # fmt: skip
+
+
+def shown(capability: int) -> tuple[dict, str, str]:
+    return tuple(json.loads(run_compiled(_PROGRAM.format(capability=capability))))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_form_of_the_report_has_the_certificates(capability):
+    facts, table, page = shown(capability)
+    found = {op["node"]: op["order"] for op in facts["graphs"][0]["ops"]}
+    depthwise = found.pop("convolution_depthwise")
+    chain = "0"
+    for _ in range(4):
+        chain = f"fma(f32(x), f32(w), {chain})"
+    assert depthwise == f"of 2 x 2 taps quiet(bf16(add(f32(bias), {chain}))) by scalar instructions"
+    assert found == ORDERS
+    lines = [line.split("  ") for line in table.partition("orders of sums on CUDA devices\n")[2].splitlines()]
+    told = {name: order for _, name, _, order in lines}
+    assert told.pop("convolution_depthwise") == depthwise
+    assert told == {name: order for name, order in found.items() if order}
+    page = unescape(page)
+    for order in (depthwise, *found.values()):
+        assert f"<i>{order}</i>" in page or not order
+
+
+def test_what_is_not_followed_is_told():
+    facts, *_ = shown(100)
+    found = {op["node"]: op["order"] for op in facts["graphs"][0]["ops"]}
+    unknown = "not certified: sums in Blackwell's tensor memory are not followed"
+    large = {"mm_bf16", "mm_fp16", "mm_long", "linear", "addmm", "grouped_rows", "grouped_k"}
+    large |= {"convolution_dense", "convolution_long", "mm_fp32"}
+    assert {name for name, order in found.items() if order == unknown} == large
+    assert {found[name] for name in ("sum_1", "softmax", "layer_norm", "cumsum", "scatter_reduce")} == {STEPS}
+    assert found["attention"] == ORDERS["attention"]
