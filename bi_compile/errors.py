@@ -69,9 +69,21 @@ class UnsupportedOpError(_Message):
             f"{op} has no batch-invariant lowering",
             details=[signature, reason],
             where=where,
-            hint=f"{anyway} Its results, and all that follow from them, may then change with the batch.",
+            hint=f"{_vouching(op)}{anyway} Its results, and all that follow from them, may then change with "
+            "the batch.",
         )
         self.op = op
+
+
+def _vouching(op: str) -> str:
+    """What a user can do who knows a custom op."""
+    namespace, name, *_ = [*op.split("."), ""]
+    if namespace in ("aten", "prims", "bi_compile", "inductor", "quantized", "higher_order") or not name:
+        return ""
+    return (
+        "if the op treats every sample by itself, vouch for it, and it runs sample by sample: "
+        f"bi_compile.allow(torch.ops.{namespace}.{name}, batch_dims=0). Or, "
+    )
 
 
 class BatchMixingError(_Message):
@@ -87,7 +99,8 @@ class BatchMixingError(_Message):
             details=[signature, *way],
             where=where,
             hint=("call model.eval(), or replace it by GroupNorm. " if training else "")
-            + "if this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
+            + ("If" if training else "if")
+            + " this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
             "an input that all samples share. To compile anyway and leave this op alone: "
             'options={"on_unsupported": "warn"}.',
         )

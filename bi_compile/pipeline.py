@@ -30,6 +30,7 @@ from bi_compile.passes import (
     scatter,
     softmax,
     sort,
+    windows,
 )
 from bi_compile.passes import dropout as per_sample_dropout
 
@@ -52,6 +53,7 @@ PIPELINE = (
     embedding_bag,  # whole bags before the gathers and additions they are made of
     scatter,  # additions and other reductions by index
     creation,  # numbers at equal distances, whose last bit hosts choose
+    windows,  # likewise, of signal processing
     complex_numbers,  # as pairs of their parts
     pointwise,  # one rounding for ops that hosts contract or choose formulas for
 )

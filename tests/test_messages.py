@@ -50,7 +50,14 @@ def test_batch_mixing():
 
 def test_batch_norm_in_training_names_the_remedy():
     error = errors.BatchMixingError("aten.native_batch_norm", signature="inputs", where=None, reason="so")
-    assert "Hint: call model.eval(), or replace it by GroupNorm. " in str(error)
+    assert "Hint: call model.eval(), or replace it by GroupNorm. If this dim holds no batch" in str(error)
+
+
+def test_a_custom_op_can_be_vouched_for():
+    error = errors.UnsupportedOpError("mylib.fused.default", signature="inputs", where=None, reason="so")
+    assert "bi_compile.allow(torch.ops.mylib.fused, batch_dims=0). Or, to compile anyway" in str(error)
+    error = errors.UnsupportedOpError("aten.mm.default", signature="inputs", where=None, reason="so")
+    assert "allow" not in str(error)
 
 
 def test_a_long_path_shows_both_ends():

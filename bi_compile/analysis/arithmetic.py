@@ -32,8 +32,7 @@ def pointwise(call: Call) -> Flow:
         flow = Flow(flow.axes, ROUTING)
     if call.rounds and _batch_size_enters(call):
         raise Mixes("the number of samples enters the arithmetic")
-    keep_apart(call, flow)
-    return flow
+    return keep_apart(call, flow)
 
 
 def _changes_nothing(call: Call) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bi_compile.analysis.axes import Flow, Mixes, Unknown
+from bi_compile.analysis.axes import ROUTING, Flow, Mixes, Unknown
 from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
 
@@ -87,15 +87,25 @@ class Call:
         return self.constants.symbols | {symbol for other, _ in self.same for symbol in other.free_symbols}
 
 
-def keep_apart(call: Call, flow: Flow) -> None:
-    """Raises Mixes where known numbers lie beside the samples and are not the same for each of them."""
+def keep_apart(call: Call, flow: Flow) -> Flow:
+    """The flow of a result in which known numbers lie beside samples: ROUTING if not the same for each.
+
+    Raises Mixes where these would enter arithmetic.
+    """
+    if flow.position or not any(_tell_samples_apart(call, node, flow) for node in call.tensors):
+        return flow
+    if call.rounds:
+        raise Mixes("every place in the batch has another number there")
+    return Flow(flow.axes, ROUTING)
+
+
+def _tell_samples_apart(call: Call, node: fx.Node, flow: Flow) -> bool:
     rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
-    for node in call.tensors:
-        shift = rank - call.rank(node)
-        for axis in () if call.flow(node).axes else flow.axes:
-            beside = axis.at(axis.dim - shift)
-            one_for_all = beside.dim < 0 or call.sizes(node)[beside.dim] == ONE
-            if one_for_all or axis.ragged:
-                continue
-            if call.constants.tell_places_apart(node, beside, call.batches[axis.name]):
-                raise Mixes("every place in the batch has another number there")
+    for axis in () if call.flow(node).axes else flow.axes:
+        beside = axis.at(axis.dim - rank + call.rank(node))
+        one_for_all = beside.dim < 0 or call.sizes(node)[beside.dim] == ONE
+        if one_for_all or axis.ragged:
+            continue
+        if call.constants.tell_places_apart(node, beside, call.batches[axis.name]):
+            return True
+    return False

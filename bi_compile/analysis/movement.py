@@ -124,8 +124,7 @@ def concatenate(call: Call) -> Flow:
     along = [flow.dims().get(dim) for flow in flows]
     if not any(along):
         flow = joined([(flow, len(call.result_sizes)) for flow in flows], len(call.result_sizes))
-        keep_apart(call, flow)
-        return flow
+        return keep_apart(call, flow)
     first = next(axis for axis in along if axis)
     if any(axis is None or (axis.name, axis.inner) != (first.name, first.inner) for axis in along):
         raise Unknown("it joins rows of the batch to others")

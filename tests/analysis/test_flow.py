@@ -250,6 +250,18 @@ def test_rows_of_samples_handed_out_by_a_mask_are_unknown(symbolic):
     assert "by a count over the batch" in finding.reason
 
 
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_places_of_samples_among_all_elements_mix_nothing(symbolic):
+    """Unpooling adds each sample's place to its indices. They choose; they do not enter arithmetic."""
+
+    def unpooled(x):
+        pooled, places = F.max_pool2d(x[:, None, :, :6], 2, return_indices=True)
+        return F.max_unpool2d(pooled, places, 2)
+
+    _, flow = analysed(unpooled, X.clone(), symbolic=symbolic)
+    assert not [f.reason for f in flow.findings.values() if f.mixes]
+
+
 def test_as_many_rows_as_there_were_samples_are_unknown():
     """A graph break may hand on the number of samples as a number; any other number takes some of them."""
     _, flow = analysed(lambda x: x[torch.arange(B)], ROWS, symbolic=True)
