@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bi_compile import dynamo
-from bi_compile.analysis.order import base_name, is_order_free
+from bi_compile.analysis.order import NO_ORDER, base_name, is_order_free, why_open
 from bi_compile.errors import UnsupportedOpError
 from bi_compile.options import Options
 from bi_compile.passes.capture import captured
@@ -65,7 +65,6 @@ class Block:
         return torch.compiler.disable(run, reason="bi_compile.eager")
 
 
-_NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
 _NESTED = "make it with layout=torch.jagged"
 _HIGHER_ORDER = "write it with ordinary ops"
 _APART = (
@@ -127,14 +126,16 @@ class _CanonicalOps(TorchDispatchMode):
         return self._unsupported(func, args, kwargs)
 
     def _unsupported(
-        self, func: Any, args: Any, kwargs: Any, what: str | None = None, reason: str = _NO_ORDER
+        self, func: Any, args: Any, kwargs: Any, what: str | None = None, reason: str | None = None
     ) -> Any:
         """Refuse a call, or run it as stock PyTorch and say so, as the options have it."""
+        reason = reason or why_open(str(func))
         if self._on_unsupported == "error":
             raise _refusal(func, what or _inputs(args, kwargs), reason)
         if self._on_unsupported == "report":
             stack = traceback.extract_stack()
-            dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch", stack)
+            why = "" if reason == NO_ORDER else f": {reason}"
+            dynamo.leak("outside graphs", f"outside graphs, {func} runs as stock PyTorch{why}", stack)
         if self._on_unsupported == "warn":
             warnings.warn(f"bi_compile.eager: {func} runs as stock PyTorch", RuntimeWarning, stacklevel=2)
         return func(*args, **kwargs)

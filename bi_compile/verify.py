@@ -12,7 +12,7 @@ from torch import fx
 from bi_compile import inductor
 from bi_compile.analysis.arithmetic import matrices, transform
 from bi_compile.analysis.flow import BatchFlow, Finding
-from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_check, is_order_free
+from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_check, is_order_free, why_open
 from bi_compile.analysis.rules import rule_of
 from bi_compile.errors import (
     BatchMixingError,
@@ -175,7 +175,7 @@ def _reason(node: fx.Node) -> str:
             "bi_compile.mark_batch(x, None) of inputs that all samples share; in gradients it never can: "
             "compute what needs none under torch.no_grad()"
         )
-    return "its result may depend on an order of evaluation that nobody has fixed"
+    return why_open(str(node.target))
 
 
 def _runs_sample_by_sample(node: fx.Node) -> bool:

@@ -19,6 +19,7 @@ from bi_compile.analysis.axes import Axis, Flow, wrapped
 from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.sizes import ONE, Size
 
+_SMALL = 1024
 _PUT = ("select_scatter", "slice_scatter")
 
 
@@ -199,7 +200,7 @@ class Loops:
     def _way(self, node: fx.Node) -> int:
         """A number for how a node is computed: equal for nodes that do the same to different samples."""
         if node not in self._way_of:
-            how: Hashable = ("attribute", node.target) if node.op == "get_attr" else node
+            how: Hashable = _constant(node) if node.op == "get_attr" else node
             if node.op == "call_function":
                 arguments = (node.args, tuple(sorted(node.kwargs.items())))
                 how = (str(node.target), self._frozen(arguments))
@@ -215,6 +216,15 @@ class Loops:
         if isinstance(value, tuple | list):
             return tuple(self._frozen(item) for item in value)
         return repr(value)
+
+
+def _constant(node: fx.Node) -> Hashable:
+    """A tensor made in a loop is another attribute every time round; small ones are told by value."""
+    owner, name = node.graph.owning_module, str(node.target)
+    value = getattr(owner, name, None) if owner is not None else None
+    if not isinstance(value, torch.Tensor) or type(value) is not torch.Tensor or value.numel() > _SMALL:
+        return "attribute", name
+    return str(value.dtype), tuple(value.shape), str(value.tolist())
 
 
 def _name(node: fx.Node) -> str:

@@ -31,8 +31,8 @@ DATA_MOVEMENT = frozenset(
     broadcast_tensors cat chunk concat constant_pad_nd contiguous copy copy_ detach diagonal
     diagonal_scatter embedding expand expand_as fill fill_ flatten flip gather index index_select
     lift_fresh lift_fresh_copy masked_select movedim narrow nonzero pad permute repeat repeat_interleave
-    reshape resize roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack
-    swapaxes t take tile transpose tril triu unbind unflatten unfold unsafe_split unsqueeze view view_as
+    reshape resize resize_as roll select select_scatter slice slice_scatter split split_with_sizes squeeze
+    stack swapaxes t take tile transpose tril triu unbind unflatten unfold unsafe_split unsqueeze view view_as
     view_as_complex view_as_real view_copy reflection_pad1d reflection_pad2d replication_pad1d
     replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle _local_scalar_dense item scatter
     split_copy unbind_copy permute_copy expand_copy bucketize searchsorted one_hot masked_scatter
@@ -75,6 +75,18 @@ PRIMS = frozenset(
     "scalar_tensor _make_token _sink_tokens".split()
 )
 """Exact ops of the `prims` namespace that decompositions and Inductor's own passes put into graphs."""
+
+
+NO_ORDER = "its result may depend on an order of evaluation that nobody has fixed"
+_BATCH_SCALE = (
+    "it quantises its input by one scale, of the largest value of the whole batch: take a scale for each "
+    "token, or leave the layer in floating point"
+)
+
+
+def why_open(op: str) -> str:
+    """Why nothing is promised for an op without a lowering, by its name."""
+    return _BATCH_SCALE if op.startswith("quantized.") and "dynamic" in op else NO_ORDER
 
 
 def is_check(node: fx.Node) -> bool:

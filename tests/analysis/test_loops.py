@@ -46,6 +46,24 @@ APART = {
     "two results": lambda x: torch.stack([s.amax(0) for s in x])[:, None] + torch.stack([s * 2 for s in x]),
     "with the class token": lambda x: torch.stack([torch.cat([torch.ones(1, D), s]) for s in x])[:, 1:],
 }
+
+
+def picked(x):
+    return torch.stack([sample.take(torch.tensor([1, 3])) for sample in x])
+
+
+def picked_by_place(x):
+    return torch.stack([sample.take(torch.tensor([i, 3])) for i, sample in enumerate(x)])
+
+
+def test_constants_made_in_a_loop_are_told_by_value():
+    torch.compiler.reset()
+    compiled = torch.compile(picked, backend="batch_invariant", fullgraph=True)
+    assert_batch_invariant(compiled, X, sizes=(1, 2, 3), trials=1)
+    with pytest.raises(Exception, match="mixes the samples of a batch: it takes one sample out"):
+        torch.compile(picked_by_place, backend="batch_invariant", fullgraph=True)(X)
+
+
 MIXED = {
     "reversed": lambda x: torch.stack([s * 2 for s in x.unbind(0)][::-1]),
     "one left out": lambda x: torch.stack([s * 2 for s in x.unbind(0)][1:]),

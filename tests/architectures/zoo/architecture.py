@@ -15,7 +15,7 @@ LENGTH = 11
 class Architecture:
     """One entry of the list.
 
-    model, config: class names in transformers; or model a name in timm, with no config.
+    model, config: class names in transformers; or model a name in timm or in `recurrent.py`, with no config.
     settings: the sizes that make it small, odd where the architecture allows it.
     traits: what it is here for.
     kind: what the model is fed, a key of SAMPLES.
@@ -41,7 +41,7 @@ class Architecture:
     def build(self, dtype: torch.dtype) -> torch.nn.Module:
         """The model in evaluation mode, the same weights every time."""
         torch.manual_seed(len(self.name))
-        model = (self._from_transformers() if self.config else self._from_timm()).eval()
+        model = (self._from_transformers() if self.config else self._from_elsewhere()).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if self.fades and parameter.dim() == 4:
@@ -58,8 +58,12 @@ class Architecture:
         config._experts_implementation = self.experts
         return getattr(transformers, self.model)(config)
 
-    def _from_timm(self) -> torch.nn.Module:
+    def _from_elsewhere(self) -> torch.nn.Module:
+        from tests.architectures.zoo.recurrent import MODULES
         from tests.architectures.zoo.without_torchvision import timm
+
+        if self.model in MODULES:
+            return MODULES[self.model](**self.settings)
 
         return timm().create_model(self.model, **self.settings)
 
