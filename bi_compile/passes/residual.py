@@ -18,7 +18,9 @@ _WITH_SUM: dict[Any, Any] = {
     bi.layer_norm.default: bi.added_layer_norm.default,
     bi.rms_norm.default: bi.added_rms_norm.default,
 }
-_VIEWS = frozenset("view reshape _unsafe_view unsqueeze squeeze permute transpose expand slice".split())
+_VIEWS = frozenset(
+    "view reshape _unsafe_view unsqueeze squeeze permute transpose expand slice select".split()
+)
 
 
 def join_sums_and_norms(graph: fx.Graph) -> bool:

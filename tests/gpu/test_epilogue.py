@@ -30,9 +30,12 @@ def factors(k: int, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
-@pytest.mark.parametrize(("k", "name"), [(400, "gated"), (4592, "gelu")], ids=["one chunk", "chunks"])
-def test_every_shipped_configuration(k, name, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "k", "name"),
+    [(BF16, 400, "gated"), (BF16, 4592, "gelu"), (FP16, 400, "gelu tanh"), (FP32, 4592, "gated")],
+    ids=str,
+)
+def test_every_shipped_configuration(dtype, k, name):
     a, b, bias, other = factors(k, 528, dtype)
     program = programs(dtype)[name]
     beside = other if epilogue.reads_other(program) else None

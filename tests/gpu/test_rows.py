@@ -209,6 +209,14 @@ def test_casts_within_a_fused_kernel_round(dtype):
         assert_same_bits(found, alone)
 
 
+def test_a_zero_is_negated():
+    torch.compiler.reset()
+    x = torch.zeros(33, device="cuda")
+    negative, difference = torch.compile(lambda x: (-x, -0.0 - x), backend="batch_invariant")(x)
+    assert_same_bits(negative, torch.full_like(x, -0.0))
+    assert_same_bits(difference, torch.full_like(x, -0.0))
+
+
 @pytest.mark.parametrize("name", ["exp", "erf", "tanh", "sigmoid", "rsqrt", "log1p", "sin", "pow"])
 def test_a_function_has_one_value_wherever_it_is_computed(name):
     x = torch.randn(10_001, device="cuda").abs() + 0.1

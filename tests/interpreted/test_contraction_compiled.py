@@ -79,7 +79,7 @@ FINISHED = {
     [
         (80, "bfloat16", ["gelu", "gated"], "one"),
         (80, "float32", ["silu"], "one"),
-        (90, "bfloat16", ["gelu", "gelu tanh", "silu", "gated"], "one"),
+        (90, "bfloat16", ["gelu tanh", "silu", "gated"], "one"),
         (90, "bfloat16", ["silu"], "sequence"),
         (90, "bfloat16", ["gated"], "parallel"),
         (90, "float16", ["silu"], "one"),

@@ -64,6 +64,31 @@ def test_what_follows_on_products_is_no_kernel_of_its_own():
     assert code.count("@triton.jit") == 0, code
 
 
+_NEGATIVE = """
+import torch
+from tests.interpreted.pretended import generated
+print(generated(lambda x, n: (-x, 1.5 - x, -n), (8,), (8,), dtype=torch.{dtype}, ours={ours}))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_zero_is_negated(dtype):
+    """Triton's -x is 0 - x, which is +0 for x = +0."""
+
+    def code(ours: bool) -> list[str]:
+        lines = run_compiled(_NEGATIVE.format(dtype=dtype, ours=ours)).splitlines()
+        return [line.strip() for line in lines if line.strip().startswith("tmp")]
+
+    assert not any(" = -" in line for line in code(True))
+    assert any("* -1.0" in line for line in code(True))
+    assert any(" = -" in line for line in code(False))
+
+
+def test_integers_are_negated():
+    program = _NEGATIVE.format(dtype="int32", ours=True).replace("(-x, 1.5 - x, -n)", "-n")
+    assert " = -tmp" in run_compiled(program)
+
+
 def test_stock_code_differs():
     """The control."""
     code = lines(False)

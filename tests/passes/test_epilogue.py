@@ -85,6 +85,7 @@ def test_another_tensor(name, dtype):
         # Both users are ours.
         (lambda x, w, v: (linear(y := F.silu(linear(x, w)), w), linear(y, w)), [LINEAR, ALONE, ALONE]),
         (lambda x, w, v: linear(F.relu(linear(x, w)).view(15, 8), w), [LINEAR, ALONE]),
+        (lambda x, w, v: linear(torch.select(F.relu(linear(x, w)), 1, 0), w), [LINEAR, "select", ALONE]),
         # One after the other.
         (lambda x, w, v: x + linear(F.relu(linear(x, w, v)), w), [LINEAR, LINEAR]),
         # What is read by nobody else is part of it, too: the gradient of relu.

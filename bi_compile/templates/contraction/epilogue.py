@@ -91,6 +91,7 @@ def _argument(text: str, values: set[str]) -> Value:
     return text if text in values else float(text)
 
 
+@functools.lru_cache(maxsize=4096)
 def reads_other(program: str) -> bool:
     return any("o" in step.arguments for step in parse(program))
 
@@ -108,6 +109,7 @@ def dtypes(program: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return found
 
 
+@functools.lru_cache(maxsize=4096)
 def result_dtype(program: str, dtype: torch.dtype) -> torch.dtype:
     return dtypes(program, dtype)[f"t{len(parse(program))}"]
 

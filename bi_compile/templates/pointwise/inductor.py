@@ -30,6 +30,7 @@ def canonical_codegen() -> Iterator[None]:
             code = _triton_code(name, arguments)
             stack.enter_context(mock.patch.object(kernels, name, staticmethod(code)))
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
+        stack.enter_context(mock.patch.object(kernels, "neg", staticmethod(_triton_negative)))
         # Before torch 2.13 a cast to bf16 or fp16 that the graph asks for is none in a fused kernel.
         cast = _rounding_cast(kernels.to_dtype)
         stack.enter_context(mock.patch.object(kernels, "to_dtype", staticmethod(cast)))
@@ -86,6 +87,12 @@ def _triton_code(name: str, arguments: int) -> Callable[..., str]:
 def _triton_quotient(x: Any, y: Any) -> str:
     double = _is_double(x, y)
     return gpu_functions.divide(_wide(x, double), _wide(y, double), double=double)
+
+
+def _triton_negative(x: Any) -> str:
+    # Triton's -x is 0 - x, which is +0 for x = +0.
+    floating = getattr(getattr(x, "dtype", None), "is_floating_point", False)
+    return f"({x} * -1.0)" if floating else f"-{x}"
 
 
 def _is_double(*values: Any) -> bool:
