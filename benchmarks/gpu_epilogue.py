@@ -38,12 +38,20 @@ CASES = {
 
 
 def compiled(layer: nn.Module, devices: tuple[str, ...]):
-    """By our backend, joined on these devices; not from a cache, which knows nothing of them."""
-    epilogue._DEVICES = devices
-    run = torch.compile(layer, backend="batch_invariant", options={"on_unsupported": "warn"})
+    """By our backend, joined on these devices.
+
+    Neither a cache nor what Dynamo has of another layer may serve: hence the options, others for each form.
+    """
+    options = {"on_unsupported": "warn" if devices else "ignore"}
+    run = torch.compile(layer, backend="batch_invariant", options=options)
+
+    def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        epilogue._DEVICES = devices  # at every call, for any may compile
+        return run(x, y)
+
     x, y = (torch.randn(8, n, device="cuda", dtype=torch.bfloat16) for n in layer.first.weight.shape[::-1])
-    run(x, y)
-    return run
+    call(x, y)
+    return call
 
 
 @torch.no_grad()

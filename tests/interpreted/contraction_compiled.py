@@ -13,6 +13,7 @@ import triton.language as tl
 
 from bi_compile.errors import TuningError
 from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_tuning
+from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import Config
 from bi_compile.templates.gpu import ahead, device
 from bi_compile.templates.gpu.certificate import certificate
@@ -59,17 +60,18 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
 
 
 def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -> list[dict]:
-    """Products with epilogues, in the configurations that may have them."""
+    """Products with epilogues, as their configurations have them."""
     rows, programs = [], epilogues(dtype)
-    configs = shipped(capability, dtype)
-    if capability == 100:
-        configs = [c for c in configs if c.block_m * c.block_n < 128 * 256]
     for name in names:
-        for config in configs:
-            program = programs[name]
-            compiled = gpu_certificates.compile_product(
-                config, dtype, capability, form if form != "parallel" else "one", "bias", False, program
-            )
+        program = programs[name]
+        for config in shipped(capability, dtype):
+            if is_heavy(program) and not config.finishes:
+                compiled = gpu_certificates.compile_finishing(dtype, capability, program)
+            else:
+                own = "one" if form == "parallel" else form
+                compiled = gpu_certificates.compile_product(
+                    config, dtype, capability, own, "bias", False, program
+                )
             used = ahead.resources(compiled)
             try:
                 order = str(
@@ -84,16 +86,6 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
                 }
             )  # fmt: skip
     return rows
-
-
-def chosen_with_an_epilogue(capability: int, finished: bool) -> list[list]:
-    """The configurations of products of 64 to 8192 rows."""
-    processor = PROCESSORS[capability]
-    sizes = [(m, n) for m in (64, 1024, 8192) for n in (4096, 14336)]
-    return [
-        list(gpu_configs.choose(processor, torch.bfloat16, 1, m, n, 4096, True, finished=finished))
-        for m, n in sizes
-    ]
 
 
 def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:

@@ -101,9 +101,17 @@ def test_every_form(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
-def test_large_tiles_are_worked_out_in_pieces(dtype):
-    tile = Config(128, 256 if dtype == BF16 else 128, 32, 8, 3)
-    check(programs(dtype)["gated"], dtype, tile, 3, 300, 40)
+def test_large_tiles_leave_what_is_heavy_to_a_kernel_of_its_own(dtype):
+    tile, light = Config(128, 128, 32, 8, 3), programs(dtype)["sum"]
+    heavy = programs(dtype)["gated"], "t1 = float32(p); t2 = exp(t1)"
+    for program in (light, *heavy):
+        assert epilogue.is_heavy(program) == (program in heavy)
+        check(program, dtype, tile, 3, 200, 296)
+    many = "; ".join(["t1 = add(p, 1.0)", *(f"t{i} = add(t{i - 1}, 1.0)" for i in range(2, 10))])
+    assert epilogue.is_heavy(many)
+    a, b, other = (data(2, *s, dtype=dtype) / 32 for s in ((5, 40), (40, 9), (5, 9)))
+    found = gpu.product(a, b, other=other, program=heavy[0], config=tile)
+    assert_same_bits(found, gpu.product(a, b, other=other, program=heavy[0]), "a batch")
 
 
 def test_a_batch_and_a_number_of_dims():

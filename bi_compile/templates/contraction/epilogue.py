@@ -53,6 +53,7 @@ STEPS: dict[str, int] = {
 """Name of a step -> how many arguments it takes."""
 
 MOST_STEPS = 64
+_FEW_STEPS = 8
 _STEP = re.compile(r"t(\d+) = (\w+)\(([^()]*)\)")
 
 
@@ -89,6 +90,12 @@ def parse(program: str) -> tuple[Step, ...]:
 
 def _argument(text: str, values: set[str]) -> Value:
     return text if text in values else float(text)
+
+
+def is_heavy(program: str) -> bool:
+    """Whether it is more than a few instructions."""
+    steps = parse(program)
+    return len(steps) > _FEW_STEPS or any(step.name in FUNCTIONS or step.name == "div" for step in steps)
 
 
 @functools.lru_cache(maxsize=4096)

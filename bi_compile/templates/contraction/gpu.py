@@ -30,7 +30,7 @@ from bi_compile.templates.registry import implements
 
 Tensor = torch.Tensor
 
-_ADDED_AT_A_TIME = 1024
+_AT_A_TIME = 1024
 _STRIDES = ("a_batch", "a_row", "a_k", "b_batch", "b_k", "b_column")
 _C_STRIDES = ("c_batch", "c_row", "c_column")
 
@@ -172,10 +172,15 @@ class _Plan(NamedTuple):
     """The shape of the chunks' sums, where chunks are summed in parallel."""
     adding: Launch | None
     """What adds these."""
+    finishing: Launch | None = None
+    """What runs an epilogue on the stored product, if its own kernel does not."""
 
     def launch(self, a: Tensor, b: Tensor, c: Tensor, other: Tensor, out: Tensor) -> None:
         to, addend = out, c
-        if self.chains is not None:
+        if self.finishing is not None:
+            # In place, unless the epilogue changes the dtype.
+            to = out if out.dtype == a.dtype else out.new_empty(out.shape, dtype=a.dtype)
+        elif self.chains is not None:
             to, addend = out.new_empty(self.chains, dtype=torch.float32), out
         if self.read:
             descriptors = [
@@ -187,6 +192,8 @@ class _Plan(NamedTuple):
             self.product(a, b, addend, other, to)
         if self.adding is not None:
             self.adding(to, c, other, out)
+        if self.finishing is not None:
+            self.finishing(to, other, out)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -220,19 +227,25 @@ def _plan(
     if config is None and described:
         config = gpu_tuning.lookup(index, dtype, m, n, k)
     if config is None:
-        config = choose(here, dtype, batch, m, n, k, described, finished=program is not None)
+        config = choose(here, dtype, batch, m, n, k, described)
     chunk = numerics.contraction_gpu_chunk(dtype.itemsize)
     assert chunk % config.block_k == 0, "a block of K would reach into the next chunk"
     chunks = triton.cdiv(k, chunk)
     parallel = chunks > 1 and config.parallel
     finish = {"alpha": alpha, "beta": beta, **dict(zip(_C_STRIDES, c_strides, strict=True))}
-    choice = {"SCALE": alpha != 1, "ADDEND": kind, "EPILOGUE": gpu_epilogue.function(program, dtype)}
-    adding = None
+    finished = {"EPILOGUE": gpu_epilogue.function(program, dtype)}
+    choice = {"SCALE": alpha != 1, "ADDEND": kind, **finished}
+    adding = finishing = None
     if parallel:
-        grid = (triton.cdiv(batch * m * n, _ADDED_AT_A_TIME),)
-        arguments = {"batch": batch, "M": m, "N": n, "chunks": chunks, "BLOCK": _ADDED_AT_A_TIME}
+        grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
+        arguments = {"batch": batch, "M": m, "N": n, "chunks": chunks, "BLOCK": _AT_A_TIME}
         adding = Launch(kernels.add_chunks, grid, {**arguments, **finish, **choice, **COMPILATION})
         choice = {"SCALE": False, "ADDEND": "none", "EPILOGUE": None}
+    elif program is not None and epilogue.is_heavy(program) and not config.finishes:
+        grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
+        arguments = {"batch": batch, "M": m, "N": n, "BLOCK": _AT_A_TIME}
+        finishing = Launch(kernels.finish, grid, {**arguments, **finished, **COMPILATION})
+        choice["EPILOGUE"] = None
     settings = {
         "M": m,
         "N": n,
@@ -262,12 +275,12 @@ def _plan(
         rows = _Read([m, k], [a_strides[0], 1], [config.block_m, config.block_k])
         widths = [config.block_n, config.more]
         columns = [_columns(n, k, b_strides, by_column, width, config.block_k) for width in widths]
-        return _Plan(launch, (rows, *columns), chains, adding)
+        return _Plan(launch, (rows, *columns), chains, adding, finishing)
     strides = (*_strides(a_shape, a_strides), *_strides(b_shape, b_strides))
     settings |= {"EVEN_K": k % config.block_k == 0, **dict(zip(_STRIDES, strides, strict=True))}
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     grid = (tiles * batch, chunks if parallel else 1)
-    return _Plan(Launch(kernels.product, grid, settings), (), chains, adding)
+    return _Plan(Launch(kernels.product, grid, settings), (), chains, adding, finishing)
 
 
 def _columns(

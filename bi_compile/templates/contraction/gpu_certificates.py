@@ -7,6 +7,7 @@ import torch
 from bi_compile import numerics
 from bi_compile.templates.contraction import gpu_grouped_kernels as grouped
 from bi_compile.templates.contraction import gpu_kernels as kernels
+from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
 from bi_compile.templates.contraction.gpu_epilogue import function
 from bi_compile.templates.gpu.ahead import compile_kernel
@@ -31,6 +32,13 @@ def order(
 
     addend, scale: as in `gpu_kernels._finish`; program: of `epilogue.py`.
     """
+    if form != "parallel" and program is not None and is_heavy(program) and not config.finishes:
+        alone = order(config, dtype, capability, form, addend=addend, scale=scale)
+        kernel = compile_finishing(dtype, capability, program)
+        behind = certificate(kernel, same={"rounded": alone.stores[0]})
+        return behind._replace(
+            instructions=alone.instructions, contracted=alone.contracted or behind.contracted
+        )
     if form != "parallel":
         compiled = compile_product(config, dtype, capability, form, addend, scale, program)
         return certificate(compiled, same=_SAME)
@@ -90,6 +98,14 @@ def compile_adding(
     constants = {"BLOCK": 1024, "SCALE": scale, "ADDEND": addend, "c_column": 1}
     constants |= {"EPILOGUE": function(program, dtype)}
     return compile_kernel(kernels.add_chunks, capability, types, constants, warps=4, stages=3)
+
+
+def compile_finishing(dtype: torch.dtype, capability: int, program: str) -> Any:
+    """The kernel of a heavy epilogue behind a product of large tiles."""
+    types = dict.fromkeys("batch M N".split(), "i32")
+    types |= dict.fromkeys(("rounded", "other", "out"), f"*{_NAMES[dtype]}")
+    constants = {"BLOCK": 1024, "EPILOGUE": function(program, dtype)}
+    return compile_kernel(kernels.finish, capability, types, constants, warps=4, stages=3)
 
 
 def order_grouped(config: Config, dtype: torch.dtype, capability: int, cut: str) -> Certificate:

@@ -45,6 +45,14 @@ class Config(NamedTuple):
         """Columns of a tile beyond block_n."""
         return self.block_n // 2 if self.wide else 0
 
+    @property
+    def finishes(self) -> bool:
+        """Whether the product's own kernel works out a heavy epilogue.
+
+        On large tiles nothing runs beside it, and registers do not suffice: a kernel of its own is faster.
+        """
+        return self.block_m * (self.block_n + self.more) < 128 * 128
+
     def shared_memory(self, element_size: int) -> int:
         """Bytes of the tiles in flight."""
         return self.stages * (self.block_m + self.block_n + self.more) * self.block_k * element_size
@@ -142,16 +150,12 @@ def choose(
     k: int,
     descriptors: bool,
     plain: bool = False,
-    finished: bool = False,
 ) -> Config:
     """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n].
 
-    plain: none that is wide or parallel. finished: with an epilogue.
+    plain: none that is wide or parallel.
     """
     priced = candidates(processor, dtype, descriptors)
-    if finished and processor.capability >= 100:
-        # An epilogue of the largest tiles would not fit registers there.
-        priced = tuple(p for p in priced if p.config.block_m * p.config.block_n < 128 * 256)
     if plain:
         priced = tuple(p for p in priced if not p.config.wide)
     rows = max(16, 1 << (m - 1).bit_length())

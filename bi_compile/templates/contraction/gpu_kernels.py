@@ -90,18 +90,6 @@ def _finish(
     return total
 
 
-_AT_ONCE = tl.constexpr(32 * 1024)
-_PIECE = tl.constexpr(128 * 32)
-"""Of a tile of more than _AT_ONCE bytes an epilogue works out _PIECE elements at a time, to fit registers."""
-
-
-@triton.jit
-def _halves(x):
-    """The left and right columns of x."""
-    pieces = tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2))
-    return tl.split(tl.permute(pieces, (0, 2, 1)))
-
-
 @triton.jit
 def _store(total, other, out, at, inside, EPILOGUE: tl.constexpr):
     """Store to out + at, rounded once to its dtype.
@@ -114,19 +102,6 @@ def _store(total, other, out, at, inside, EPILOGUE: tl.constexpr):
 
 
 @triton.jit
-def _store_pieces(total, other, out, rows, columns, M, N, EPILOGUE: tl.constexpr, MOST: tl.constexpr):
-    """Store a tile, in pieces of MOST elements."""
-    if total.numel > MOST:
-        left, right = _halves(total)
-        columns_left, columns_right = _halves(columns)
-        _store_pieces(left, other, out, rows, columns_left, M, N, EPILOGUE, MOST)
-        _store_pieces(right, other, out, rows, columns_right, M, N, EPILOGUE, MOST)
-    else:
-        at = rows.to(tl.int64) * N + columns
-        _store(total, other, out, at, (rows < M) & (columns < N), EPILOGUE)
-
-
-@triton.jit
 def _write(
     total, c, other, out, rows, columns, M, N, c_row, c_column, alpha, beta,
     SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -136,13 +111,7 @@ def _write(
     total = _finish(
         total, c, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
     )
-    size: tl.constexpr = other.dtype.element_ty.primitive_bitwidth // 8
-    if EPILOGUE is not None and total.numel * size > _AT_ONCE:
-        # The rounded product takes half the registers of the sums.
-        total = total.to(other.dtype.element_ty)
-        _store_pieces(total, other, out, rows[:, None], columns[None, :], M, N, EPILOGUE, _PIECE)
-    else:
-        _store_pieces(total, other, out, rows[:, None], columns[None, :], M, N, EPILOGUE, total.numel)
+    _store(total, other, out, rows.to(tl.int64)[:, None] * N + columns[None, :], inside, EPILOGUE)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -310,6 +279,16 @@ def add_chunks(
         total, c + matrix * c_batch, rows, columns, inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
     )
     _store(total, other, out, at, inside, EPILOGUE)
+
+
+@triton.jit(do_not_specialize=["M", "batch"])
+def finish(
+    rounded, other, out, batch, M, N, BLOCK: tl.constexpr, EPILOGUE: tl.constexpr
+):  # fmt: skip
+    """An epilogue of a product that is stored already, [batch, M, N]; out may be where it is."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < batch.to(tl.int64) * M * N
+    _store(tl.load(rounded + at, mask=inside, other=0.0), other, out, at, inside, EPILOGUE)
 
 
 @triton.jit

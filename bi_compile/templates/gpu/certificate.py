@@ -46,7 +46,8 @@ class Certificate(NamedTuple):
 def certificate(compiled: Any, *, same: Mapping[str, str] | None = None) -> Certificate:
     """The certificate of a compiled Triton kernel. Raises ValueError for what it cannot follow.
 
-    same: arguments that are other views of an argument's memory, such as descriptors with other blocks.
+    same: arguments that are other views of an argument's memory, such as descriptors with other blocks; or
+        what a kernel before this one stored in their memory, as an expression.
     """
     function = parse(compiled.asm["ttgir"])
     if any(operation.name.startswith("ttng.tmem") for operation in function.operations):
