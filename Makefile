@@ -36,7 +36,7 @@ unit: kernels
 
 # Triton stays out of the virtual environment: a CPU build of torch has none, another build has its own.
 interpreted: $(INSTALLED) .triton
-	OMP_NUM_THREADS=1 PYTHONPATH=.triton $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/interpreted
+	OMP_NUM_THREADS=1 PYTHONPATH=.triton $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/interpreted
 
 .triton: | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --target $@ triton==3.6.0

@@ -91,18 +91,17 @@ def row_ops(w: torch.Tensor, b: torch.Tensor) -> dict:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_is_the_same_alone_and_among_any_neighbours(dtype):
-    for n in (7, 384, 1500, 4096, 100_000):
-        rows = sample("sum", 6, n, dtype=dtype, specials=False).cuda()
-        w, b = torch.randn(n, device="cuda").to(dtype), torch.randn(n, device="cuda").to(dtype)
-        ops = row_ops(w, b)
-        for name, op in ops.items():
-            alone = [op(rows[i : i + 1]) for i in range(6)]
-            for size in (*SIZES, 300):
-                for value in NEIGHBOURS:
-                    x = torch.full((size, n), value, dtype=dtype, device="cuda")
-                    x[size // 2] = rows[size % 6]
-                    assert_same_bits(op(x)[size // 2], alone[size % 6][0], f"{name} {n} {size} {value}")
+@pytest.mark.parametrize("n", [7, 384, 1500, 4096, 100_000])
+@pytest.mark.parametrize("name", ["sum", "logsumexp", "softmax", "log_softmax", "layer_norm", "rms_norm"])
+def test_a_row_is_the_same_alone_and_among_any_neighbours(name, n, dtype):
+    rows = sample("sum", 6, n, dtype=dtype, specials=False).cuda()
+    op = row_ops(*(torch.randn(n, device="cuda").to(dtype) for _ in range(2)))[name]
+    alone = [op(rows[i : i + 1]) for i in range(6)]
+    for size in (*SIZES, 300):
+        for value in NEIGHBOURS:
+            x = torch.full((size, n), value, dtype=dtype, device="cuda")
+            x[size // 2] = rows[size % 6]
+            assert_same_bits(op(x)[size // 2], alone[size % 6][0], f"{size} {value}")
 
 
 def test_stock_pytorch_fails_the_same_check():
@@ -112,15 +111,13 @@ def test_stock_pytorch_fails_the_same_check():
 
 
 @EACH_DTYPE
-def test_softmax_is_its_operations_one_by_one(dtype):
-    for n in LENGTHS:
-        x = (data(5, n, dtype=dtype, specials=True).double() / 256).to(dtype)
-        for y, dim in ((x, 1), (x.t().contiguous(), 0)):
-            assert_same_bits(
-                softmax.softmax(y.cuda(), dim).cpu(), softmax_oracle.softmax(y, dim, exp), f"{n}"
-            )
-            found = softmax.log_softmax(y.cuda(), dim).cpu()
-            assert_same_bits(found, softmax_oracle.log_softmax(y, dim, exp, log), f"log {n}")
+@pytest.mark.parametrize("n", LENGTHS)
+def test_softmax_is_its_operations_one_by_one(n, dtype):
+    x = (data(5, n, dtype=dtype, specials=True).double() / 256).to(dtype)
+    for y, dim in ((x, 1), (x.t().contiguous(), 0)):
+        assert_same_bits(softmax.softmax(y.cuda(), dim).cpu(), softmax_oracle.softmax(y, dim, exp))
+        found = softmax.log_softmax(y.cuda(), dim).cpu()
+        assert_same_bits(found, softmax_oracle.log_softmax(y, dim, exp, log), "log")
 
 
 def test_softmax_of_long_rows():

@@ -15,7 +15,7 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
 def report(capability: int) -> Report:
     """The nodes have the names that `ORDERS` in test_report_orders has."""
     bi, graph = torch.ops.bi_compile, torch.fx.Graph()
-    import bi_compile.passes  # noqa: F401  (defines all ops)
+    import bi_compile.pipeline  # noqa: F401  (defines all ops)
 
     def tensor(*shape: int, dtype: torch.dtype = BF16, device: str = "cuda") -> torch.fx.Node:
         node = graph.placeholder(f"x{len(graph.nodes)}")

@@ -37,13 +37,18 @@ def evaluated(expression: str):
     ("capability", "dtype", "forms"),
     [
         (80, "bfloat16", ["one", "sequence"]),
+        (80, "float16", ["one"]),
         (80, "float32", ["one"]),
+        (86, "bfloat16", ["one"]),
         (86, "float16", ["one"]),
+        (86, "float32", ["one"]),
         (89, "bfloat16", ["one"]),
         (90, "bfloat16", ["one", "sequence", "parallel"]),
         (90, "float16", ["one"]),
         (90, "float32", ["one", "sequence", "parallel"]),
-        (100, "bfloat16", ["one"]),
+        (100, "bfloat16", ["one", "sequence"]),
+        (100, "float16", ["one"]),
+        (100, "float32", ["one"]),
     ],
 )
 def test_every_shipped_configuration(capability, dtype, forms):
@@ -112,8 +117,11 @@ def test_products_with_epilogues(capability, dtype, names, form):
         (80, "bfloat16", "K"),
         (86, "float16", "N"),
         (90, "bfloat16", "M"),
+        (80, "float32", "N"),
         (90, "float32", "M"),
         (100, "bfloat16", "M"),
+        (100, "float16", "K"),
+        (100, "float32", "N"),
     ],
 )
 def test_groups_have_the_order_of_products(capability, dtype, cut):

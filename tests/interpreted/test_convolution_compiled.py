@@ -35,6 +35,7 @@ BLOCK = f"dot8[32](tf32(w)*tf32(x); 0 if NaN({SMALL}))"
 ORDERS = {
     ("bfloat16", False): f"bf16(add({CHAIN.format('K')}, f32(bias))) by bf16 k16",
     ("bfloat16", True): f"bf16(add(f32(bias), sum[4096 of K](0; {CHAIN.format(4096)}))) by bf16 k16",
+    ("float16", False): f"f16(add({CHAIN.format('K')}, f32(bias))) by f16 k16",
     ("float32", True): f"add(bias, sum[512 of K](0; sum[32 of 512](0; {BLOCK}))) by tf32 k8",
 }
 
@@ -43,10 +44,16 @@ ORDERS = {
     ("capability", "dtype", "chunked"),
     [
         (80, "bfloat16", [False]),
+        (80, "float32", [True]),
         (86, "bfloat16", [True]),
+        (86, "float16", [False]),
+        (86, "float32", [True]),
         (90, "bfloat16", [False, True]),
+        (90, "float16", [False]),
         (90, "float32", [True]),
         (100, "bfloat16", [False]),
+        (100, "float16", [False]),
+        (100, "float32", [True]),
     ],
 )
 def test_every_shipped_tile(capability, dtype, chunked):
@@ -79,7 +86,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [80, 86, 90, 100])
 def test_depthwise_ones_are_one_chain_of_taps(capability):
     chain = "0"
     for _ in range(4):

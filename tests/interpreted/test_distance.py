@@ -52,16 +52,18 @@ _BUILD = """
 import torch
 from bi_compile.templates.distance import gpu
 compiled.compile_launches({capability})
-for dtype in (torch.bfloat16, torch.float32):
-    for n in (128, 4096):
-        for p in (1.0, 2.0, 3.0, float("inf")):
-            gpu.cdist(torch.empty(50, n, dtype=dtype), torch.empty(60, n, dtype=dtype), p)
+dtypes = torch.bfloat16, torch.float16, torch.float32, torch.float64
+cases = [(dtype, 128, 2.0) for dtype in dtypes]
+cases += [(torch.float32, 128, p) for p in (1.0, 3.0, float("inf"))]
+cases += [(dtype, 4096, 2.0) for dtype in dtypes[::2]]
+for dtype, n, p in cases:
+    gpu.cdist(torch.empty(50, n, dtype=dtype), torch.empty(60, n, dtype=dtype), p)
 for build in compiled.BUILDS:
-    assert build["local"] == build["stack"] == 0, build
+    assert compiled.check(build) == "sums of 2 by scalar instructions"
 print(len(compiled.BUILDS))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [80, 86, 90, 100])
 def test_compiled_kernels_spill_nothing(capability):
-    assert int(run_compiled(_BUILD.format(capability=capability))) == 16
+    assert int(run_compiled(_BUILD.format(capability=capability))) == 9

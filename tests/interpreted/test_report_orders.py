@@ -81,3 +81,15 @@ def test_what_is_not_followed_is_told():
     assert {name for name, order in found.items() if order == unknown} == large
     assert {found[name] for name in ("sum_1", "softmax", "layer_norm", "cumsum", "scatter_reduce")} == {STEPS}
     assert found["attention"] == ORDERS["attention"]
+
+
+def test_a_length_that_is_not_known_has_both_orders():
+    program = """
+from bi_compile.report import Kernel
+from bi_compile.report.orders import order
+print(order(Kernel("mm", "contraction", "bfloat16", None, "", 90)))
+print(order(Kernel("mm", "contraction", "float8_e5m2", 64, "", 90)))
+"""
+    both, unknown = run_compiled(program).splitlines()
+    assert both == f"{PRODUCTS['bfloat16']['one']} up to K = 4096, {LONG} beyond"
+    assert unknown.startswith("not certified: ")

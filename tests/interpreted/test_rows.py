@@ -223,7 +223,11 @@ from bi_compile.templates.reduction import gpu as reduction
 from bi_compile.templates.softmax import gpu as softmax
 compiled.compile_launches({capability})
 overlap.able = lambda device: {capability} >= 90
-for dtype, shape in ((torch.bfloat16, (4096, 4096)), (torch.float32, (1, 768))):
+SHAPES = {{"bfloat16": (4096, 4096), "float16": (64, 512), "float32": (1, 768), "float64": (64, 96)}}
+# What is compiled for 86 and 100 differs from that for 80 and 90 by its target alone.
+names = SHAPES if {capability} in (80, 90) else ("bfloat16", "float32")
+for name in names:
+    dtype, shape = getattr(torch, name), SHAPES[name]
     x, w = torch.empty(shape, dtype=dtype), torch.empty(shape[1], dtype=dtype)
     reduction.sum(x, (1,), False), reduction.sum(x, (0,), False), reduction.argmax(x, (1,), False)
     softmax.softmax(x, 1)
@@ -232,7 +236,7 @@ for dtype, shape in ((torch.bfloat16, (4096, 4096)), (torch.float32, (1, 768))):
     normalization.added_rms_norm(x, x, shape[1:], w, 1e-6)
 reduction.logsumexp(torch.empty(2, 200000), (1,), False)
 for build in compiled.BUILDS:
-    assert build["local"] == build["stack"] == 0, build
+    assert compiled.check(build) == "sums of 2 by scalar instructions"
     assert "fma.rn.f32" not in build["asm"]["ptx"] or build["name"] in ("_softmax", "_reduce"), build["name"]
     order = re.findall(r"griddepcontrol[.]wait|(?:ld|st)[.]global", build["asm"]["ptx"])
     overlaps = {capability} >= 90 and build["name"] != "_first_equal"
