@@ -65,7 +65,7 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
     for name in names:
         program = programs[name]
         for config in shipped(capability, dtype):
-            if is_heavy(program) and not config.finishes:
+            if is_heavy(program) and config.large:
                 compiled = gpu_certificates.compile_finishing(dtype, capability, program)
             else:
                 own = "one" if form == "parallel" else form

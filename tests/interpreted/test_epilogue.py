@@ -114,6 +114,14 @@ def test_large_tiles_leave_what_is_heavy_to_a_kernel_of_its_own(dtype):
     assert_same_bits(found, gpu.product(a, b, other=other, program=heavy[0]), "a batch")
 
 
+def test_heavy_steps_have_a_kernel_of_their_own_from_the_second_wave_on():
+    tile = Config(64, 64, 64, 4, 6, descriptors=True)
+    assert tile.finishes(HOPPER, 2, 1, 64 * 22, 64 * 12)
+    assert not tile.finishes(HOPPER, 2, 1, 64 * 22, 64 * 12 + 1)
+    assert not tile.finishes(HOPPER, 2, 2, 64 * 22, 64 * 12)
+    assert not Config(128, 128, 64, 8, 6).finishes(HOPPER, 2, 1, 1, 1)
+
+
 def test_a_batch_and_a_number_of_dims():
     program = programs(BF16)["gated"]
     a, b, other = (data(2, *s, dtype=BF16) / 32 for s in ((5, 40), (40, 9), (5, 9)))

@@ -241,7 +241,11 @@ def _plan(
         arguments = {"batch": batch, "M": m, "N": n, "chunks": chunks, "BLOCK": _AT_A_TIME}
         adding = Launch(kernels.add_chunks, grid, {**arguments, **finish, **choice, **COMPILATION})
         choice = {"SCALE": False, "ADDEND": "none", "EPILOGUE": None}
-    elif program is not None and epilogue.is_heavy(program) and not config.finishes:
+    elif (
+        program is not None
+        and epilogue.is_heavy(program)
+        and not config.finishes(here, dtype.itemsize, batch, m, n)
+    ):
         grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
         arguments = {"batch": batch, "M": m, "N": n, "BLOCK": _AT_A_TIME}
         finishing = Launch(kernels.finish, grid, {**arguments, **finished, **COMPILATION})

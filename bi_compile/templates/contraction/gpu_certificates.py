@@ -32,7 +32,7 @@ def order(
 
     addend, scale: as in `gpu_kernels._finish`; program: of `epilogue.py`.
     """
-    if form != "parallel" and program is not None and is_heavy(program) and not config.finishes:
+    if form != "parallel" and program is not None and is_heavy(program) and config.large:
         alone = order(config, dtype, capability, form, addend=addend, scale=scale)
         kernel = compile_finishing(dtype, capability, program)
         behind = certificate(kernel, same={"rounded": alone.stores[0]})

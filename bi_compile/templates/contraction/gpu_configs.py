@@ -46,12 +46,18 @@ class Config(NamedTuple):
         return self.block_n // 2 if self.wide else 0
 
     @property
-    def finishes(self) -> bool:
+    def large(self) -> bool:
+        """Whether a heavy epilogue would not fit registers beside a tile."""
+        return self.block_m * (self.block_n + self.more) >= 128 * 128
+
+    def finishes(self, processor: Processor, element_size: int, batch: int, m: int, n: int) -> bool:
         """Whether the product's own kernel works out a heavy epilogue.
 
-        On large tiles nothing runs beside it, and registers do not suffice: a kernel of its own is faster.
+        Nothing runs beside it there, so from the second wave of tiles on a kernel of its own is faster.
         """
-        return self.block_m * (self.block_n + self.more) < 128 * 128
+        tiles = batch * math.ceil(m / self.block_m) * math.ceil(n / (self.block_n + self.more))
+        at_a_time = processor.multiprocessors * self.resident(processor, element_size)
+        return not self.large and tiles <= at_a_time
 
     def shared_memory(self, element_size: int) -> int:
         """Bytes of the tiles in flight."""
