@@ -44,7 +44,7 @@ DECODED = (8, 1, 300, False, False, 1)
 GROUPED = (32, 1, 300, False, True, 1)
 PREFILL = (8, 512, 512, True, False, 1)
 FEW = (32, 1, 1100, False, False, 132)
-CASES = [
+ALL = [
     *(("bfloat16", size, *case) for size in (64, 128) for case in (DECODED, PREFILL, FEW)),
     ("bfloat16", 64, *GROUPED),
     ("bfloat16", 256, *PREFILL),
@@ -52,12 +52,15 @@ CASES = [
     ("float32", 64, *DECODED),
     ("float32", 128, *PREFILL),
 ]
+LARGE = [("bfloat16", 64, *FEW), ("bfloat16", 128, *PREFILL), *ALL[-4:]]
+# 86 has less shared memory than 80, and the same instructions.
+CASES = {80: LARGE, 86: [("bfloat16", 64, *FEW), ALL[-4]], 90: ALL, 100: LARGE}
 
 
-@pytest.mark.parametrize("capability", [80, 86, 90, 100])
+@pytest.mark.parametrize("capability", CASES)
 def test_every_tile_multiplies_in_one_order(capability):
     """A mask of bytes once changed the order in which weights meet values, where tiles are small."""
-    program = _BUILD.format(capability=capability, cases=CASES)
+    program = _BUILD.format(capability=capability, cases=CASES[capability])
     rows = json.loads(run_compiled(program))
     for dtype, size, name, order, careful, stack in rows:
         assert order == (

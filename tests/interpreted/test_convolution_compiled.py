@@ -64,7 +64,8 @@ def test_every_shipped_tile(capability, dtype, chunked):
     for tile, chunks, order, spilled_in_loop, shared_memory in rows:
         assert spilled_in_loop == 0, tile
         assert shared_memory <= limit, tile
-        if capability < 100:
+        # Tiles of fp32 have fewer than 64 rows there, which are not summed in tensor memory.
+        if capability < 100 or dtype == "float32":
             assert order == ORDERS[dtype, chunks], tile
         else:
             assert order == "sums in Blackwell's tensor memory are not followed"

@@ -225,7 +225,7 @@ compiled.compile_launches({capability})
 overlap.able = lambda device: {capability} >= 90
 SHAPES = {{"bfloat16": (4096, 4096), "float16": (64, 512), "float32": (1, 768), "float64": (64, 96)}}
 # What is compiled for 86 and 100 differs from that for 80 and 90 by its target alone.
-names = SHAPES if {capability} in (80, 90) else ("bfloat16", "float32")
+names = {{86: ["float32"], 100: ["bfloat16"]}}.get({capability}, SHAPES)
 for name in names:
     dtype, shape = getattr(torch, name), SHAPES[name]
     x, w = torch.empty(shape, dtype=dtype), torch.empty(shape[1], dtype=dtype)
