@@ -84,6 +84,12 @@ def test_a_zero_is_negated(dtype):
     assert any(" = -" in line for line in code(False))
 
 
+def test_a_negative_zero_is_no_positive_one():
+    """Triton takes the number -0.0 for 0.0."""
+    code = run_compiled(_NEGATIVE.format(dtype="float32", ours=True).replace("(-x, 1.5 - x, -n)", "-0.0 - x"))
+    assert "tl.full([1], 0.0, tl.float32) * -1.0" in code, code
+
+
 def test_integers_are_negated():
     program = _NEGATIVE.format(dtype="int32", ours=True).replace("(-x, 1.5 - x, -n)", "-n")
     assert " = -tmp" in run_compiled(program)

@@ -1,5 +1,6 @@
 """The pointwise functions in the C++ and in the Triton kernels that Inductor generates."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -31,6 +32,10 @@ def canonical_codegen() -> Iterator[None]:
             stack.enter_context(mock.patch.object(kernels, name, staticmethod(code)))
         stack.enter_context(mock.patch.object(kernels, "truediv", staticmethod(_triton_quotient)))
         stack.enter_context(mock.patch.object(kernels, "neg", staticmethod(_triton_negative)))
+        constant = _signed_constant(triton.TritonOverrides._shaped_constant)
+        stack.enter_context(
+            mock.patch.object(triton.TritonOverrides, "_shaped_constant", staticmethod(constant))
+        )
         # Before torch 2.13 a cast to bf16 or fp16 that the graph asks for is none in a fused kernel.
         cast = _rounding_cast(kernels.to_dtype)
         stack.enter_context(mock.patch.object(kernels, "to_dtype", staticmethod(cast)))
@@ -93,6 +98,17 @@ def _triton_negative(x: Any) -> str:
     # Triton's -x is 0 - x, which is +0 for x = +0.
     floating = getattr(getattr(x, "dtype", None), "is_floating_point", False)
     return f"({x} * -1.0)" if floating else f"-{x}"
+
+
+def _signed_constant(stock: Callable[..., str]) -> Callable[..., str]:
+    """Triton takes every number that equals 0 for +0; torch 2.13 knows that."""
+
+    def constant(value: Any, dtype: torch.dtype, shape: Any) -> str:
+        if dtype.is_floating_point and value == 0 and math.copysign(1.0, value) < 0:
+            return f"({stock(0.0, dtype, shape)} * -1.0)"
+        return stock(value, dtype, shape)
+
+    return constant
 
 
 def _is_double(*values: Any) -> bool:
