@@ -69,3 +69,18 @@ def test_ends_are_exact_and_middles_are_rounded_once():
     assert (x[0], x[-1]) == (torch.tensor(0.1), torch.tensor(0.7))
     assert_same_bits(x, torch.linspace(0.1, 0.7, 1001, dtype=torch.float64).float())
     assert_same_bits(y, torch.tensor([0.1 + 0.07 * i for i in range(len(y))]))
+
+
+@pytest.mark.parametrize("b", [True, False])
+@pytest.mark.parametrize("a", [True, False])
+def test_known_booleans_are_compared(a, b):
+    """As masks that a model makes itself and negates: the host's ranges of values stopped at them."""
+    torch.compiler.reset()
+
+    def compare(x):
+        a_mask, b_mask = torch.full((4,), a), torch.full((4,), b)
+        return torch.where(a_mask.ne(b_mask), x, 0.0), torch.where(a_mask == b_mask, x, 0.0)
+
+    x = torch.randn(3, 4)
+    for got, want in zip(torch.compile(compare, backend="batch_invariant")(x), compare(x), strict=True):
+        assert_same_bits(got, want)

@@ -22,6 +22,7 @@ def canonical_codegen() -> Iterator[None]:
     """
     from torch._inductor import index_propagation, lowering
     from torch._inductor.codegen import cpp, triton
+    from torch.utils._sympy import value_ranges
 
     with ExitStack() as stack:
         kernels = triton.TritonKernelOverrides
@@ -47,6 +48,8 @@ def canonical_codegen() -> Iterator[None]:
             stack.enter_context(
                 mock.patch.object(symbolic, name, staticmethod(_integers_only(symbolic, name)))
             )
+        ranges = value_ranges.SymPyValueRangeAnalysis
+        stack.enter_context(mock.patch.object(ranges, "eq", staticmethod(_eq_of_booleans(ranges.eq))))
         for name, (arguments, expression) in expressions().items():
             vector, scalar = _vector_code(arguments, expression), _scalar_code(arguments, expression)
             vector.__name__ = scalar.__name__ = name  # the host looks the scalar form up by this name
@@ -65,6 +68,18 @@ def _integers_only(symbolic: Any, name: str) -> Callable[..., Any]:
         return NotImplemented if dtype.is_floating_point else stock(value, dtype, *args, **kwargs)
 
     return build
+
+
+def _eq_of_booleans(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Its ranges of values cannot compare one known boolean with another, which has no order."""
+
+    def eq(a: Any, b: Any) -> Any:
+        one, other = type(stock(0, 0)).wrap(a), type(stock(0, 0)).wrap(b)
+        if one.is_bool and other.is_bool and one.is_singleton() and other.is_singleton():
+            return stock(0, int(one.lower != other.lower))
+        return stock(a, b)
+
+    return eq
 
 
 def _rounding_cast(stock: Callable[..., str]) -> Callable[..., str]:
