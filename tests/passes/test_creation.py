@@ -79,7 +79,8 @@ def test_known_booleans_are_compared(a, b):
 
     def compare(x):
         a_mask, b_mask = torch.full((4,), a), torch.full((4,), b)
-        return torch.where(a_mask.ne(b_mask), x, 0.0), torch.where(a_mask == b_mask, x, 0.0)
+        known = a_mask.ne(b_mask), a_mask == b_mask
+        return [torch.where(mask, x, 0.0) for mask in (*known, a_mask.ne(x > 0), (x > 0) == b_mask)]
 
     x = torch.randn(3, 4)
     for got, want in zip(torch.compile(compare, backend="batch_invariant")(x), compare(x), strict=True):

@@ -71,13 +71,17 @@ def _integers_only(symbolic: Any, name: str) -> Callable[..., Any]:
 
 
 def _eq_of_booleans(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Its ranges of values cannot compare one known boolean with another, which has no order."""
+    """Its ranges of values compare booleans by their order, which they do not have."""
+    from torch.utils._sympy.value_ranges import ValueRanges
 
     def eq(a: Any, b: Any) -> Any:
-        one, other = type(stock(0, 0)).wrap(a), type(stock(0, 0)).wrap(b)
-        if one.is_bool and other.is_bool and one.is_singleton() and other.is_singleton():
-            return stock(0, int(one.lower != other.lower))
-        return stock(a, b)
+        ranges = [ValueRanges.wrap(a), ValueRanges.wrap(b)]
+        if not any(r.is_bool for r in ranges):
+            return stock(a, b)
+        if all(r.is_singleton() for r in ranges):
+            one, other = (int(bool(r.lower)) if r.is_bool else r.lower for r in ranges)
+            return stock(one, other)
+        return ValueRanges.unknown_bool()
 
     return eq
 
