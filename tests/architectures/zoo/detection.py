@@ -2,7 +2,33 @@
 
 from tests.architectures.zoo.architecture import Architecture
 
+_STAGES = {
+    "embedding_size": 12,
+    "hidden_sizes": [12, 20, 28, 36],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+
 DETECTION = (
+    Architecture(
+        "detr",
+        "DetrForObjectDetection",
+        "DetrConfig",
+        {
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 118,
+            "decoder_ffn_dim": 118,
+            "num_queries": 7,
+            "backbone_config": {"model_type": "resnet", **_STAGES, "out_features": ["stage4"]},
+        },
+        "queries attend to a convolutional map",
+        kind="image",
+        size=64,
+    ),
     Architecture(
         "yolos",
         "YolosForObjectDetection",
