@@ -38,15 +38,19 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """query [N, Hq, j, D], key and value [N, Hkv, j', D] to [N, Hq, j, D]; samples attend to themselves.
 
-    Raises UnsupportedOpError for masks and dropout, which PyTorch has not either, for tensors of which only
-    some are nested, and for causal attention of queries to keys of other lengths.
+    Raises UnsupportedOpError for masks and dropout, which PyTorch has not either, softcaps and sinks, for
+    tensors of which only some are nested, and for causal attention of queries to keys of other lengths.
     """
     name = "scaled_dot_product_attention"
     if attn_mask is not None or dropout_p:
         raise _refused(name, "a mask or dropout was given")
+    if softcap or sinks is not None:
+        raise _refused(name, "a softcap or sinks were given")
     packed = []
     for tensor in (query, key, value):
         if not tensor.is_nested or tensor.dim() != 4:

@@ -122,6 +122,7 @@ def test_what_has_no_meaning_is_refused():
         for call, message in (
             (lambda: attention(x, x, x, attn_mask=dense), "mask or dropout"),
             (lambda: attention(x, x, x, dropout_p=0.5), "mask or dropout"),
+            (lambda: torch.ops.bi_compile.differentiable_attention(x, x, x, softcap=2.0), "softcap or sinks"),
             (lambda: attention(x, dense, dense), "must be nested"),
             (lambda: attention(x, shorter, shorter, is_causal=True), "causal, with queries and keys"),
             (lambda: attention(three_heads, x, x), "3 heads of queries, 2 of keys"),
