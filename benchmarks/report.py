@@ -27,9 +27,10 @@ from bi_compile import backend
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _LOADED = """
 <script>
-addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame(() => {
-  document.title = "loaded after " + Math.round(performance.now()) + " ms";
-})));
+addEventListener("load", () => {
+  document.body.getBoundingClientRect();
+  document.title = "loaded and laid out after " + Math.round(performance.now()) + " ms";
+});
 </script>
 """
 
@@ -90,10 +91,10 @@ class Stopwatch:
 
 def opened(page: Path, folder: Path) -> str:
     page.write_text(page.read_text(encoding="utf-8") + _LOADED, encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --virtual-time-budget=20000 --dump-dom"
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --dump-dom"
     command = [str(BROWSER), *flags.split(), f"--user-data-dir={folder / 'profile'}", page.as_uri()]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    found = re.search(r"<title>(loaded after .*?)</title>", run.stdout)
+    found = re.search(r"<title>(loaded and laid out after .*?)</title>", run.stdout)
     return found[1] if found else f"no answer: {run.stderr.strip()[-200:]}"
 
 

@@ -116,10 +116,27 @@ def test_a_browser_runs_the_page(make, tmp_path):
     assert re.search(r'<svg[^>]*><g transform="translate\(', dom)
 
 
-def rendered(address: str, profile: Path) -> str:
+SCHEME = """
+<script>
+const [, red, green, blue] = getComputedStyle(document.body).backgroundColor.match(/(\\d+), (\\d+), (\\d+)/);
+document.title = (+red + +green + +blue) / 3 < 128 ? "dark" : "light";
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_the_page_is_dark_where_the_browser_is(tmp_path):
+    path = bad().html(tmp_path / "report.html")
+    path.write_text(path.read_text(encoding="utf-8") + SCHEME, encoding="utf-8")
+    for number, scheme in enumerate(["dark", "light"]):
+        flag = f"--blink-settings=preferredColorScheme={number}"
+        assert f"<title>{scheme}</title>" in rendered(path.as_uri(), tmp_path / scheme, flag)
+
+
+def rendered(address: str, profile: Path, *more: str) -> str:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update "
     flags += "--disable-background-networking --disable-sync --virtual-time-budget=2000 --dump-dom"
-    command = [str(BROWSER), *flags.split(), f"--user-data-dir={profile}", address]
+    command = [str(BROWSER), *flags.split(), *more, f"--user-data-dir={profile}", address]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
