@@ -5,7 +5,7 @@ import triton.language as tl
 
 from bi_compile.templates.gpu import ahead
 from bi_compile.templates.gpu.steps import certified, steps
-from tests.interpreted.contraction_compiled import _row_sum, _row_tree
+from tests.interpreted.controls_compiled import _row_sum, _row_tree
 
 
 def found(capability: int) -> dict[str, list]:

@@ -62,10 +62,7 @@ def test_every_shipped_configuration(capability, dtype, forms):
             assert row["spilled"] == 0, row
         # In parallel the chunks are those of the walk in sequence.
         form = row["form"].replace("parallel", "sequence")
-        if capability < 100:
-            assert row["order"] == ORDERS[dtype][form], row
-        else:
-            assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
+        assert row["order"] == ORDERS[dtype][form], row
 
 
 SUM = "f32(bf16(add({})))"
@@ -99,9 +96,6 @@ def test_products_with_epilogues(capability, dtype, names, form):
         assert row["shared_memory"] <= row["limit"], row
         if form != "sequence":  # of which the largest tiles spill without an epilogue, too
             assert row["spilled"] == 0, row
-        if capability == 100:
-            assert row["order"] == "unknown: sums in Blackwell's tensor memory are not followed"
-            continue
         same = [other["order"] for other in rows if other["name"] == row["name"]]
         assert set(same) == {row["order"]}
         assert "products fused into sums" not in row["order"]
@@ -132,14 +126,12 @@ def test_groups_have_the_order_of_products(capability, dtype, cut):
         expected = ORDERS.get(dtype, {}).get(
             "sequence", ORDERS["bfloat16"]["sequence"].replace("bf16", "f16")
         )
-        if capability == 100:
-            expected = "unknown: sums in Blackwell's tensor memory are not followed"
         assert row["order"].replace("its K", "K") == expected, row
 
 
 def test_only_certified_configurations_are_tuned():
     assert evaluated("certified(90)") == "12"
-    assert "nothing to tune on a device of capability 100" in evaluated("certified(100)")
+    assert evaluated("certified(100)") == "12"
     shipped = evaluated("[list(config) for config in shipped(90, torch.bfloat16) if config.descriptors]")
     assert evaluated("tried(64)") == shipped
     parallel = [[*config[:7], True, *config[8:]] for config in shipped]
@@ -157,19 +149,6 @@ def test_an_epilogue_rounds_every_operation():
     found = evaluated("epilogue(False)")
     assert found == ("bf16(add(mul(alpha, chain16[K](0; a*b)), mul(beta, f32(c)))) by bf16 k16")
     assert evaluated("epilogue(True)") == f"{found}; with products fused into sums"
-
-
-def test_controls_that_sum_in_another_order_have_other_certificates():
-    found = evaluated("controls()")
-    assert found["plain"] == found["other tile"] == "chain16[K](0; a*b) by bf16 k16"
-    # What the source splits in two the compiler folds into one chain.
-    assert found["split that is folded"] == found["plain"]
-    names = (
-        "plain", "split", "tf32", "tf32 of widened bf16", "tf32x3 of 16", "tf32x3 of 32", "tf32x3 swapped",
-    )  # fmt: skip
-    assert len({found[name] for name in names}) == len(names), found
-    assert found["sum of 4 warps"] != found["sum of 8 warps"]
-    assert found["tree of 4 warps"] == found["tree of 8 warps"]
 
 
 _LAUNCHES = """

@@ -17,7 +17,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bi_compile.templates.gpu.ttgir import Function, Loop, Operation, parse
+from bi_compile.templates.gpu import tensor_memory
+from bi_compile.templates.gpu.instructions import instructions, kind_of
+from bi_compile.templates.gpu.ttgir import Block, Function, Loop, Operation, number_of, parse
 
 _SAME_VALUE = {
     "ttg.convert_layout", "ttg.local_load", "ttg.memdesc_index", "ttg.memdesc_trans", "ttg.memdesc_subslice",
@@ -50,8 +52,7 @@ def certificate(compiled: Any, *, same: Mapping[str, str] | None = None) -> Cert
         what a kernel before this one stored in their memory, as an expression.
     """
     function = parse(compiled.asm["ttgir"])
-    if any(operation.name.startswith("ttng.tmem") for operation in function.operations):
-        raise ValueError("sums in Blackwell's tensor memory are not followed")
+    tensor_memory.check(function)
     writer = _Expressions(function, same or {})
     stores = {writer.of(store.operands[1]) for store in function.operations if store.name == "tt.store"}
     if not stores:
@@ -82,52 +83,117 @@ class _Expressions:
     def __init__(self, function: Function, same: Mapping[str, str]) -> None:
         self.function = function
         self.same = same
-        self.open: list[tuple[Loop, int]] = []
-        """Sums being followed, outermost first: the loop and which of its values."""
+        self.open: list[tuple[Loop, int | str]] = []
+        """Sums being followed, outermost first: the loop, and its value or the buffer."""
 
     def of(self, value: str) -> str:
         source = self.function.source(value)
         if isinstance(source, str):
             return source
         if isinstance(source, tuple):
-            loop, i, inside = source
-            return self._carried(loop, i) if inside else self._loop(loop, i)
+            loop, i, _ = source
+            # If it is no sum, then something read one step ahead, the same before the loop and in it.
+            return self._carry(loop, i) or self._loop(loop, i)
         return self._operation(source, value)
 
-    def _carried(self, loop: Loop, i: int) -> str:
-        for depth, (open_loop, j) in enumerate(self.open):
-            if open_loop is loop and i == j:
-                return f"carry{depth}"
-        # No sum: something read one step ahead, the same before the loop and in it.
-        return self._loop(loop, i)
+    def _carry(self, loop: Loop, key: int | str) -> str | None:
+        """The name of a sum that is being followed."""
+        return next((f"carry{i}" for i, sum in enumerate(self.open) if sum == (loop, key)), None)
 
-    def _loop(self, loop: Loop, i: int) -> str:
-        start = self.of(loop.initial[i])
-        depth = len(self.open)
-        self.open.append((loop, i))
-        step = self.function.skip(loop.yielded[i])
-        carry = f"carry{depth}"
+    def _loop(self, loop: Loop, key: int | str, last: tuple[str, str] | None = None) -> str:
+        """What a loop makes of a value, or of a buffer in tensor memory.
+
+        last: where a branch behind it does the last step: what that makes, and the end of the walk with it.
+        """
+        start, first, end = self._start(loop, key)
+        end = last[1] if last else end
+        carry = f"carry{len(self.open)}"
+        self.open.append((loop, key))
         try:
-            dot = self._as_dot(step)
-            if dot is not None and self.of(dot.operands[2]) == carry:
-                return f"chain{kind_of(dot)}[{self._extent(loop)}]({start}; {self._product(dot)})"
-            body = self.of(step)
+            body, dot = self._step(loop, key)
+            apart = self._dot(first, carry) if first else self.of(last[0]) if last else body
+            if apart != body:
+                raise ValueError(f"a loop does {body}, and one step outside of it {apart}")
+            if dot is not None and self._addend(dot) == carry:
+                return f"chain{kind_of(dot)}[{self._extent(loop, end)}]({start}; {self._product(dot)})"
         finally:
             self.open.pop()
         if carry not in body:
             if body != start:
                 raise ValueError(f"a loop yields {body} after {start}, which is no sum")
             return body
-        walk = f"[{self.function.index(loop.step)} of {self._extent(loop)}]"
+        walk = f"[{self.function.index(loop.step)} of {self._extent(loop, end)}]"
         added = f"add({carry}, "
         if body.startswith(added) and carry not in body[len(added) :]:
             return f"sum{walk}({start}; {body[len(added) : -1]})"
         return f"loop{walk}({start}; {body})"
 
+    def _start(self, loop: Loop, key: int | str) -> tuple[str, Operation | None, str]:
+        """What a loop begins with, a product before it that does its first step, and the end of the walk."""
+        if isinstance(key, int):
+            return self.of(loop.initial[key]), None, loop.high
+        writer = tensor_memory.last_write(self.function, key, loop.block, loop)
+        product = tensor_memory.product_of(writer)
+        end = product and self.function.leaves_a_step(loop, product.condition)
+        if not product or not end or not isinstance(writer, Operation) or writer.block is not loop.block:
+            return self._held(key, loop.block, loop), None, loop.high
+        start = self._held(key, loop.block, writer)
+        if self.function.constant(product.adds) != "true" and (self._addend(writer), start) != ("0", "0"):
+            raise ValueError(f"{start} stays where there is no first step")
+        return start, writer, end
+
+    def _step(self, loop: Loop, key: int | str) -> tuple[str, Operation | None]:
+        """What one step makes, and the product that makes it, if one does."""
+        if isinstance(key, int):
+            value = self.function.skip(loop.yielded[key])
+            return self.of(value), self._as_dot(value)
+        body = loop.blocks[0]
+        writer = tensor_memory.last_write(self.function, key, body, None)
+        dot = writer if isinstance(writer, Operation) and tensor_memory.product_of(writer) else None
+        return self._held(key, body, None), dot
+
+    def _branch(self, branch: Operation, i: int) -> str:
+        """What a branch yields: the last step of a loop, or else what the loop does; or one thing anyway."""
+        done, left = (self.function.skip(block.yielded[i]) for block in branch.blocks)
+        source = self.function.source(left)
+        if isinstance(source, tuple) and not source[2]:
+            loop, j, _ = source
+            end = self.function.leaves_a_step(loop, branch.operands[0])
+            if end is not None:
+                return self._loop(loop, j, (done, end))
+        if self.of(done) != self.of(left):
+            raise ValueError(f"a branch yields {self.of(done)} or {self.of(left)}")
+        return self.of(done)
+
+    def _held(self, buffer: str, block: Block, before: Operation | Loop | None) -> str:
+        """What a buffer in tensor memory holds before an item of a block, or at its end."""
+        writer = tensor_memory.last_write(self.function, buffer, block, before)
+        if isinstance(writer, Loop):
+            return self._loop(writer, buffer)
+        if isinstance(writer, Block):
+            assert isinstance(writer.owner, Loop)
+            carry = self._carry(writer.owner, buffer)
+            if carry is None:
+                raise ValueError(f"{buffer} holds what a step before has left")
+            return carry
+        if product := tensor_memory.product_of(writer):
+            if self.function.constant(product.condition) != "true":
+                raise ValueError(f"a product into {buffer} is done in some cases")
+            return self._dot(writer, self._addend(writer))
+        if not writer.operands:
+            raise ValueError(f"{buffer} is read before anything is written")
+        return self.of(writer.operands[0])
+
     def _operation(self, operation: Operation, value: str) -> str:
         name = operation.name
         if name in _SAME_VALUE:
             return self.of(operation.operand_of(value))
+        if name == "scf.if":
+            return self._branch(operation, number_of(value))
+        if operation.blocks and name != "tt.reduce":
+            raise ValueError(f"a value made by {name}")
+        if name == "ttng.tmem_load":
+            return self._held_by(operation, operation.operands[0])
         if name == "ttg.local_alloc":
             return self.of(operation.operands[0]) if operation.operands else self._written(value)
         if name in ("tt.load", "tt.descriptor_load"):
@@ -137,9 +203,7 @@ class _Expressions:
             assert number
             return number[1].replace(".000000e+00", "")
         if (dot := self._as_dot(value)) is not None:
-            size = re.search(r"<(?:\d+x)*?(\d+)x[a-z]", operation.types[0])
-            assert size
-            return f"dot{kind_of(dot)}[{size[1]}]({self._product(dot)}; {self.of(dot.operands[2])})"
+            return self._dot(dot, self._addend(dot))
         if name == "tt.reduce":
             return f"reduce[{self._reduction(operation)}]({self.of(operation.operands[0])})"
         parts = [self.of(operand) for operand in operation.operands]
@@ -170,8 +234,28 @@ class _Expressions:
         is_dot = isinstance(source, Operation) and source.name in ("tt.dot", "ttng.warp_group_dot")
         return source if is_dot else None
 
+    def _dot(self, dot: Operation, addend: str) -> str:
+        size = re.search(r"<(?:\d+x)*?(\d+)x[a-z]", dot.types[0])
+        assert size
+        return f"dot{kind_of(dot)}[{size[1]}]({self._product(dot)}; {addend})"
+
+    def _addend(self, dot: Operation) -> str:
+        """What products are added to."""
+        product = tensor_memory.product_of(dot)
+        if product is None:
+            return self.of(dot.operands[2])
+        adds = self.function.constant(product.adds)
+        if adds not in ("true", "false"):
+            raise ValueError(f"products are added to {product.buffer} in some cases")
+        return self._held_by(dot, product.buffer) if adds == "true" else "0"
+
     def _product(self, dot: Operation) -> str:
-        return "*".join(sorted(self.of(operand) for operand in dot.operands[:2]))
+        return "*".join(sorted(self._held_by(dot, operand) for operand in dot.operands[:2]))
+
+    def _held_by(self, operation: Operation, operand: str) -> str:
+        """What an operation reads: a value, or what is in tensor memory then."""
+        buffer = tensor_memory.buffer_of(self.function, operand)
+        return self._held(buffer, operation.block, operation) if buffer else self.of(operand)
 
     def _reduction(self, operation: Operation) -> str:
         """Two elements have one order; that of more follows from the threads and warps along the axis."""
@@ -199,9 +283,9 @@ class _Expressions:
             raise ValueError(f"{buffer} is written from {sorted(found)}")
         return found.pop()
 
-    def _extent(self, loop: Loop) -> str:
-        """What a loop walks: "K" or "its K", for one that is worked out, or the length of a piece of it."""
-        low, high = self.function.index(loop.low), self.function.index(loop.high)
+    def _extent(self, loop: Loop, end: str) -> str:
+        """What is walked, up to the value `end`: "K" or "its K", if worked out, or the length of a piece."""
+        low, high = self.function.index(loop.low), self.function.index(end)
         if low == "0":
             return high if high.isidentifier() else "its K"
         around = [self.function.index(open_loop.high) for open_loop, _ in self.open]
@@ -218,23 +302,6 @@ def _makes_one_nan(condition: str, nan: str, value: str) -> bool:
     return nan.startswith("bitcast(") and condition == f"une({inner}, {inner})"
 
 
-def kind_of(dot: Operation) -> str:
-    """How many products one instruction sums, and whether it takes them out of order."""
-    a, b = (re.search(r"x(bf16|f16|f32|f64|f8\w+)", kind) for kind in dot.types[:2])
-    if a is None or b is None:
-        raise ValueError(f"a product of {dot.types[0]} and {dot.types[1]}")
-    if dot.name == "tt.dot" and "mma" not in dot.types[-1]:
-        return "1"
-    bits = {"bf16": 16, "f16": 16, "f32": 32, "f64": 64}.get(a[1], 8)
-    permuted = ""
-    for kind in dot.types[:2]:
-        width = re.search(r"kWidth = (\d+)", kind)
-        if width and int(width[1]) * bits != 32:
-            permuted = f" in order {width[1]}"
-    imprecise = re.search(r"maxNumImpreciseAcc = (\d+)", dot.text)
-    return f"{256 // bits}{permuted}" + (f" imprecise {imprecise[1]}" if bits == 8 and imprecise else "")
-
-
 def _short(operation: Operation) -> str:
     if operation.name == "tt.elementwise_inline_asm":
         told = re.search(r'"([^"]*)"', operation.text)
@@ -249,14 +316,6 @@ def _short(operation: Operation) -> str:
         return operation.text.split("cmpf ")[1].split(",")[0]
     name = operation.name.rsplit(".", 1)[-1]
     return name.removesuffix("f") if operation.name.startswith("arith.") else name
-
-
-def instructions(ptx: str) -> tuple[str, ...]:
-    """What the tensor core multiplies, and how many products one instruction sums."""
-    found = set()
-    for k, kinds in re.findall(r"mma(?:_async)?\.sync\.aligned\S*?m\d+n\d+k(\d+)\S*?\.f32\.(\S+)", ptx):
-        found.add(f"{kinds.split('.')[0]} k{k}")
-    return tuple(sorted(found))
 
 
 def _contracted(compiled: Any, ptx: str) -> bool:

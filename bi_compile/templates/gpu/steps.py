@@ -17,7 +17,7 @@ comparisons with the oracle in the interpreter show.
 import re
 from typing import Any, NamedTuple
 
-from bi_compile.templates.gpu.certificate import instructions, kind_of
+from bi_compile.templates.gpu.instructions import instructions, kind_of
 from bi_compile.templates.gpu.ttgir import Function, Operation, parse
 
 _ONE_IN_ANY_ORDER = {

@@ -1,26 +1,41 @@
 """Just enough of a reader of TTGIR, Triton's form after layouts are chosen, to follow values in a kernel."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 _NAME = r"%[\w.$-]+(?:#\d+)?"
 
 
 @dataclass(eq=False)
+class Block:
+    """What runs in order, each once: the body of a kernel, of a loop, or of one side of a branch."""
+
+    owner: "Operation | Loop | None"
+    items: "list[Operation | Loop]" = field(default_factory=list)
+    yielded: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
 class Operation:
-    """One operation: its operands by name, and its line."""
+    """One operation: its operands by name, its line, and the blocks inside it."""
 
     name: str
     results: tuple[str, ...]
     operands: tuple[str, ...]
     types: tuple[str, ...]
     text: str
-    body: "list[Operation]" = field(default_factory=list)
+    block: Block
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def body(self) -> "list[Operation]":
+        """The operations directly inside it."""
+        return [item for block in self.blocks for item in block.items if isinstance(item, Operation)]
 
     def operand_of(self, value: str) -> str:
         """The operand that the result `value` passes on: the one of the same number."""
-        i = int(value.split("#")[1]) if "#" in value else 0
-        return self.operands[i]
+        return self.operands[number_of(value)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +48,17 @@ class Loop:
     step: str
     names: tuple[str, ...]
     initial: tuple[str, ...]
-    yielded: list[str] = field(default_factory=list)
+    block: Block
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def yielded(self) -> tuple[str, ...]:
+        return self.blocks[0].yielded
+
+
+def number_of(value: str) -> int:
+    """Which result of its operation a value is."""
+    return int(value.partition("#")[2] or 0)
 
 
 class Function:
@@ -53,14 +78,37 @@ class Function:
         values, and whether it is read inside the loop."""
         if value in self.carried:
             return (*self.carried[value], True)
-        base, _, number = value.partition("#")
+        base = value.partition("#")[0]
         if base in self.results:
-            return self.results[base], int(number or 0), False
+            return self.results[base], number_of(value), False
         if base in self.made:
             return self.made[base]
         if value in self.arguments:
             return value.lstrip("%")
         raise ValueError(f"{value} comes from nowhere")
+
+    def constant(self, value: str) -> str | None:
+        """A constant number or truth value as it is written, or None."""
+        operation = self.made.get(value)
+        found = operation and re.search(r"arith\.constant (-?\w+)", operation.text)
+        return found[1] if found else None
+
+    def leaves_a_step(self, loop: Loop, condition: str) -> str | None:
+        """The end of a walk, if the loop ends one step before it and `condition` is that there is any step.
+
+        One is done before the loop or after it then, where software pipelining has put it.
+        """
+        high, guard = self.made.get(loop.high), self.made.get(condition)
+        if high is None or high.name != "arith.subi" or guard is None or guard.name != "arith.cmpi":
+            return None
+        end, less = high.operands
+        ordered = {"sgt": guard.operands, "slt": guard.operands[::-1]}.get(guard.text.split("cmpi ")[1][:3])
+        if ordered is None or not self._same(less, loop.step):
+            return None
+        return end if self._same(ordered[0], end) and self._same(ordered[1], loop.low) else None
+
+    def _same(self, one: str, other: str) -> bool:
+        return one == other or self.constant(one) == self.constant(other) is not None
 
     def skip(self, value: str) -> str:
         """The value before waits and changes of layout."""
@@ -111,47 +159,78 @@ class Function:
 def parse(text: str) -> Function:
     """Read the one function of a module."""
     function = Function()
-    open_regions: list[Loop | Operation | None] = []
-    for line in text.splitlines():
-        line = re.sub(r"\s*loc\((?:[^()]|\([^()]*\))*\)", "", line).strip()
+    blocks = [Block(None)]
+    for line in _lines(text):
         if layout := re.match(r"(#\w+) = (#ttg\S*<.*>)", line):
             function.layouts[layout[1]] = layout[2]
             continue
         if "tt.func" in line:
             function.arguments.update(re.findall(rf"({_NAME}):", line))
-            open_regions.append(None)
+            blocks.append(Block(None))
             continue
+        owner = None
         if line.startswith("}"):
-            closed = open_regions.pop() if open_regions else None
-            if isinstance(closed, Operation):
-                closed.types = _types(line)
-            if line.rstrip().endswith("{"):
-                open_regions.append(None)
-            continue
-        if loop := _loop(function, line):
-            open_regions.append(loop)
-            continue
-        operation = _operation(line)
-        if operation is not None:
-            inside = next((r for r in reversed(open_regions) if isinstance(r, Operation)), None)
-            if operation.name == "scf.yield":
-                loops = [r for r in open_regions if isinstance(r, Loop)]
-                if loops and open_regions[-1] is loops[-1]:
-                    loops[-1].yielded.extend(operation.operands)
-            if inside is not None:
-                inside.body.append(operation)
-            else:
-                function.operations.append(operation)
-            for result in operation.results:
-                function.made[result] = operation
+            closed = blocks.pop()
+            # The other side of a branch, or what else the same operation has inside.
+            owner = closed.owner
+            if isinstance(owner, Operation) and owner.name == "tt.reduce":
+                owner.types = _types(line)
+        elif item := _loop(function, line, blocks[-1]) or _operation(line, blocks[-1]):
+            _add(function, item)
+            owner = item
         if line.endswith(("{", "({")):
-            open_regions.append(
-                operation if operation is not None and operation.name == "tt.reduce" else None
-            )
+            blocks.append(Block(owner))
+            if owner is not None:
+                owner.blocks.append(blocks[-1])
     return function
 
 
-def _loop(function: Function, line: str) -> Loop | None:
+def _lines(text: str) -> Iterator[str]:
+    """The lines, without where they come from, and with names that nothing else has.
+
+    Blocks beside one another use the same names again.
+    """
+    scopes: list[dict[str, str]] = [{}]
+    taken = set()
+
+    def define(scope: dict[str, str], text: str) -> None:
+        for name in re.findall(r"%[\w.$-]+", text):
+            scope[name] = f"{name}.again{len(taken)}" if name in taken else name
+            taken.add(scope[name])
+
+    def unique(found: re.Match) -> str:
+        name, mark, number = found[0].partition("#")
+        return next((scope[name] for scope in reversed(scopes) if name in scope), name) + mark + number
+
+    for line in text.splitlines():
+        line = re.sub(r"\s*loc\((?:[^()]|\([^()]*\))*\)", "", line).strip()
+        if line.startswith("}"):
+            scopes.pop()
+        results = re.match(r"%.*? = ", line)
+        define(scopes[-1], results[0] if results else "")
+        if line.endswith(("{", "({")):
+            scopes.append({})
+        if loop := re.search(r"scf\.for (%\S+) =", line):
+            carried = re.search(r"iter_args\(([^)]*)\)", line)
+            define(scopes[-1], " ".join([loop[1], *re.findall(r"(%\S+) = ", carried[1] if carried else "")]))
+        elif line.startswith("^"):
+            define(scopes[-1], line)
+        yield re.sub(_NAME, unique, line)
+
+
+def _add(function: Function, item: Operation | Loop) -> None:
+    block = item.block
+    block.items.append(item)
+    if isinstance(item, Operation):
+        if item.name == "scf.yield":
+            block.yielded = item.operands
+        if not isinstance(block.owner, Operation) or block.owner.name != "tt.reduce":
+            function.operations.append(item)
+        for result in item.results:
+            function.made[result] = item
+
+
+def _loop(function: Function, line: str, block: Block) -> Loop | None:
     found = re.match(
         rf"(?:({_NAME})(?::\d+)? = )?scf\.for ({_NAME}) = ({_NAME}) to ({_NAME}) step ({_NAME})(.*)", line
     )
@@ -161,7 +240,7 @@ def _loop(function: Function, line: str) -> Loop | None:
     carried = re.search(r"iter_args\(([^)]*)\)", rest)
     pairs = re.findall(rf"({_NAME}) = ({_NAME})", carried[1]) if carried else []
     names, initial = tuple(n for n, _ in pairs), tuple(v for _, v in pairs)
-    loop = Loop(induction, low, high, step, names, initial)
+    loop = Loop(induction, low, high, step, names, initial, block)
     function.inductions[induction] = loop
     for i, name in enumerate(names):
         function.carried[name] = loop, i
@@ -170,7 +249,7 @@ def _loop(function: Function, line: str) -> Loop | None:
     return loop
 
 
-def _operation(line: str) -> Operation | None:
+def _operation(line: str, block: Block) -> Operation | None:
     found = re.match(
         rf'(?:({_NAME}(?::\d+)?(?:, {_NAME})*) = )?"?([a-z_]+\.[\w.]+|[a-z]+\.[a-z_]+)"?(.*)', line
     )
@@ -178,7 +257,7 @@ def _operation(line: str) -> Operation | None:
         return None
     made, name, rest = found.groups()
     results = tuple(r.partition(":")[0] for r in made.split(", ")) if made else ()
-    return Operation(name, results, tuple(re.findall(_NAME, rest)), _types(rest), line)
+    return Operation(name, results, tuple(re.findall(_NAME, rest)), _types(rest), line, block)
 
 
 def _types(text: str) -> tuple[str, ...]:
