@@ -125,10 +125,11 @@ def _product(kernel: Kernel, dtype: torch.dtype, chunked: bool) -> str:
     from bi_compile.templates.contraction import gpu_certificates as products
     from bi_compile.templates.contraction.gpu_configs import POINTERS, POINTERS_FP32
 
-    # The last one is large enough for every architecture's own family of instructions.
-    config = (POINTERS_FP32 if dtype == torch.float32 else POINTERS)[-1].config
+    # Large enough for every architecture's own family of instructions, and shipped for all.
+    config = (POINTERS_FP32[2] if dtype == torch.float32 else POINTERS[4]).config
     if kernel.form:
-        return str(products.order_grouped(config, dtype, kernel.capability, kernel.form))
+        long = chunked or kernel.form == "K"
+        return str(products.order_grouped(config, dtype, kernel.capability, kernel.form, long))
     return str(products.order(config, dtype, kernel.capability, "sequence" if chunked else "one"))
 
 

@@ -34,10 +34,19 @@ def shipped(capability: int, dtype: torch.dtype) -> list[Config]:
     )
 
 
+def spilled(compiled, config: Config, walked: bool) -> int:
+    """Bytes that count: not those of two sums that registers cannot hold, if none is in the inner loop."""
+    found = ahead.resources(compiled).spilled
+    between_chunks = walked and config.one_sum and found <= 96
+    return 0 if between_chunks and ahead.spills_in_innermost_loops(compiled) == 0 else found
+
+
 def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
     rows = []
     for form in forms:
         for config in shipped(capability, dtype):
+            if form == "sequence" and not config.walks(capability):
+                continue
             compiled = gpu_certificates.compile_product(config, dtype, capability, form)
             used, ptx = ahead.resources(compiled), compiled.asm["ptx"]
             try:
@@ -46,8 +55,8 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
                 order = f"unknown: {error}"
             rows.append(
                 {
-                    "config": list(config), "form": form, "order": order, "spilled": used.spilled,
-                    "spilled in the loop": ahead.spills_in_innermost_loops(compiled) if used.spilled else 0,
+                    "config": list(config), "form": form, "order": order,
+                    "spilled": spilled(compiled, config, form == "sequence"),
                     "shared_memory": used.shared_memory, "limit": PROCESSORS[capability].shared_memory,
                     "families": sorted(
                         f for f in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if f in ptx
@@ -63,6 +72,8 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
     for name in names:
         program = programs[name]
         for config in shipped(capability, dtype):
+            if form == "sequence" and not config.walks(capability):
+                continue
             if is_heavy(program) and config.large:
                 compiled = gpu_certificates.compile_finishing(dtype, capability, program)
             else:
@@ -79,7 +90,8 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
                 order = f"unknown: {error}"
             rows.append(
                 {
-                    "name": name, "config": list(config), "order": order, "spilled": used.spilled,
+                    "name": name, "config": list(config), "order": order,
+                    "spilled": spilled(compiled, config, form == "sequence"),
                     "shared_memory": used.shared_memory, "limit": PROCESSORS[capability].shared_memory,
                 }
             )  # fmt: skip
@@ -87,16 +99,21 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
 
 
 def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:
+    """Descriptors read rows alone that groups cut, and only these configurations have them."""
     rows = []
-    for config in (c for c in shipped(capability, dtype) if not c.wide):
-        compiled = gpu_certificates.compile_grouped(config, dtype, capability, cut)
-        used = ahead.resources(compiled)
-        try:
-            order = str(gpu_certificates.order_grouped(config, dtype, capability, cut))
-        except ValueError as error:
-            order = f"unknown: {error}"
-        in_loop = ahead.spills_in_innermost_loops(compiled) if used.spilled else 0
-        rows.append({"config": list(config), "order": order, "spilled in the loop": in_loop})
+    for config in shipped(capability, dtype):
+        if config.wide or (config.descriptors and cut != "M"):
+            continue
+        for chunked in (True, False):
+            if (chunked and not config.walks(capability)) or (cut == "K" and not chunked):
+                continue
+            compiled = gpu_certificates.compile_grouped(config, dtype, capability, cut, chunked)
+            try:
+                order = str(gpu_certificates.order_grouped(config, dtype, capability, cut, chunked))
+            except ValueError as error:
+                order = f"unknown: {error}"
+            bytes = spilled(compiled, config, chunked)
+            rows.append({"config": list(config), "chunked": chunked, "order": order, "spilled": bytes})
     return rows
 
 

@@ -77,22 +77,22 @@ _ALTERED = {
     "left out in some steps": (_IN_THE_LOOP, r"\1, %true, %false, "),
     "added twice": (rf"(.*{_IN_THE_LOOP}.*\n)", r"\1\1"),
     "first step always": (_BEFORE_IT, r"\1, %false, %true, "),
-    "first step in other cases": (_BEFORE_IT, r"\1, %false, %total_28, "),
+    "first step in other cases": (r"(cmpi sgt, %K, )%c0_i32", r"\1%c128_i32"),
     "first step of other operands": (r"tc_gen5_mma (%x\w*), (%y\w*), ", r"tc_gen5_mma \1, \1, "),
     "begun with something else": (r"(%cst = arith.constant dense<)0", r"\g<1>1"),
     "begun in some cases": (r"(tmem_store .*), %true ", r"\1, %false "),
     "never begun": (r".*tmem_store .*\n", ""),
     "a loop that leaves two steps": (r"subi %K, %c128_i32", "subi %K, %c256_i32"),
-    "a loop that leaves none": (r"(scf.for .* to )%total_43 ", r"\1%K "),
-    "in tokens": (r"(tmem_store %cst, %total)", r"\1[%total_28]"),
+    "a loop that leaves none": (r"(scf\.for .* to )%\w+( step %c128_i32)", r"\1%K\2"),
+    "in tokens": (r"(tmem_store %cst, %total)", r"\1[%true]"),
 }
 _ALTERED_FP32 = {
     "another sum is continued": (r"(tc_gen5_mma .*), %false, %true, ", r"\1, %true, %true, "),
     "a sum is cleared": (_IN_THE_LOOP, r"\1, %false, %true, "),
-    "the last step on another condition": (r"scf.if %total_17", "scf.if %total_20"),
-    "the last step on its own": (r"(addf %total_68), %total_30#0", r"\1, %cst"),
-    "the last step left out": (r"scf.yield %total_69", "scf.yield %total_68"),
-    "a loop without a last step": (r"scf.yield %total_30#0", "scf.yield %cst"),
+    "the last step on another condition": (r"(scf\.if )%\w+( -> )", r"\1%true\2"),
+    "the last step on its own": (r"(addf %\w+), %\w+#0", r"\1, %cst"),
+    "the last step left out": (r"(yield )%\w+( .*\n.*else.*\n.*yield )(\S+)", r"\1\3\2\3"),
+    "a loop without a last step": (r"(else.*\n.*yield )%\S+", r"\1%cst"),
 }
 
 

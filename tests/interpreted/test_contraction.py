@@ -18,6 +18,7 @@ from bi_compile.templates.gpu import device  # isort: skip
 
 HOPPER = device.Processor(90, 132, 232448)
 AMPERE = device.Processor(80, 108, 166912)
+BLACKWELL = device.Processor(100, 148, 232448)
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 FORMS = {
     "pointers": {},
@@ -25,6 +26,8 @@ FORMS = {
     "descriptors": {"descriptors": True},
     "swapped descriptors": {"swap": True, "descriptors": True},
     "wide": {"block_n": 16, "descriptors": True, "wide": True},
+    "pieces": {"block_m": 32, "warps": 1},
+    "swapped pieces": {"block_m": 32, "warps": 1, "swap": True, "descriptors": True},
     "parallel pointers": {"parallel": True},
     "parallel descriptors": {"descriptors": True, "parallel": True},
     "parallel wide": {"block_n": 16, "descriptors": True, "wide": True, "parallel": True},
@@ -77,8 +80,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("form", "dtype"), CASES, ids=lambda value: str(value).removeprefix("torch."))
-def test_every_form_equals_the_oracle(form, dtype, constant):
+def test_every_form_equals_the_oracle(form, dtype, constant, monkeypatch):
     constant("CONTRACTION_GPU_CHUNK", 64)
+    if "pieces" in form:
+        # Elsewhere tiles are stored whole.
+        monkeypatch.setattr(device, "processor", lambda index: BLACKWELL)
+        assert config(form).piece == 16
     for m, n, k in ((1, 33, 40), (19, 50, 168)):
         a, w, c = data(m, k, dtype=dtype), data(n, k, dtype=dtype, seed=1), data(n, dtype=dtype, seed=2)
         expected = gpu_oracle.product(a, w.t(), c, alpha=0.5)

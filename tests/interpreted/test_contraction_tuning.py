@@ -23,6 +23,7 @@ from bi_compile.templates.gpu import device  # isort: skip
 BF16 = torch.bfloat16
 FIRST, SECOND = (priced.config for priced in gpu_configs.SM_90[:2])
 THIRD = gpu_configs.SM_90[4].config
+LARGEST = gpu_configs.SM_90[-1].config
 
 
 def forget() -> None:
@@ -81,7 +82,7 @@ def test_the_nearest_number_of_rows_decides(stored):
 
 def test_a_file_of_another_version_is_not_read(stored):
     stored(table(gpu_tuning.VERSION + 1, m1=FIRST))
-    with pytest.warns(OutdatedTuningWarning, match=r"Some-GPU\.json are of version 2"):
+    with pytest.warns(OutdatedTuningWarning, match=r"Some-GPU\.json are of version 3"):
         assert gpu_tuning.lookup(0, BF16, 1, 512, 256) is None
     assert gpu_tuning.lookup(0, BF16, 1, 512, 256) is None  # and says so once
 
@@ -95,14 +96,14 @@ def test_a_configuration_that_is_not_shipped_is_refused(stored):
 BROKEN = {
     "half of it": "{",
     "not text": "\udcff",
-    "another one's": '{"version": 1}',
+    "another one's": '{"version": 2}',
     "a list": "[1]",
-    "no table": '{"version": 1, "configurations": [1]}',
-    "a dtype": '{"version": 1, "configurations": {"no_grad": {}}}',
-    "shapes": '{"version": 1, "configurations": {"bfloat16": [1]}}',
-    "a shape": '{"version": 1, "configurations": {"bfloat16": {"512": {}}}}',
-    "rows": '{"version": 1, "configurations": {"bfloat16": {"512x256": {"few": [1]}}}}',
-    "a configuration": '{"version": 1, "configurations": {"bfloat16": {"512x256": {"1": [1]}}}}',
+    "no table": '{"version": 2, "configurations": [1]}',
+    "a dtype": '{"version": 2, "configurations": {"no_grad": {}}}',
+    "shapes": '{"version": 2, "configurations": {"bfloat16": [1]}}',
+    "a shape": '{"version": 2, "configurations": {"bfloat16": {"512": {}}}}',
+    "rows": '{"version": 2, "configurations": {"bfloat16": {"512x256": {"few": [1]}}}}',
+    "a configuration": '{"version": 2, "configurations": {"bfloat16": {"512x256": {"1": [1]}}}}',
 }
 
 
@@ -151,7 +152,7 @@ def test_other_shapes_stay_in_the_file(tuning):
 
 
 def test_a_file_that_cannot_be_used_is_written_anew(tuning, stored, capsys):
-    for text, said in (("{", "cannot use"), (table(gpu_tuning.VERSION + 1, m1=FIRST), "are of version 2")):
+    for text, said in (("{", "cannot use"), (table(gpu_tuning.VERSION + 1, m1=FIRST), "are of version 3")):
         stored(text)
         gpu.tune([(48, 256)], BF16, (1,))
         assert said in capsys.readouterr().out.splitlines()[0]
@@ -204,3 +205,17 @@ def test_the_command_line(tuning, monkeypatch, capsys):
     monkeypatch.setattr(gpu_tuning, "certified", unproven)
     assert main(["tune", "48x256"]) == 1
     assert capsys.readouterr().err.startswith("TuningError: nothing to tune on a device of capability 100")
+
+
+def test_what_registers_hold_once_is_not_summed_twice():
+    """The largest tiles have long sums in parallel, or none; Hopper was measured with them."""
+    for capability in (90, 100):
+        processor, found = gpu_configs.Processor(capability, 132, 232448), set()
+        for m in (512, 4096, 65536):
+            for k in (4104, 14336):
+                config = gpu_configs.choose(processor, BF16, 1, m, 4096, k, True)
+                found.add(config.one_sum and not config.parallel)
+        assert found == {False} if capability == 100 else True in found
+        assert gpu_configs.choose(processor, BF16, 1, 65536, 4096, 4096, True).one_sum
+    tried = {c: gpu_tuning._forms([FIRST, LARGEST], 5000, BF16, c) for c in (90, 100)}
+    assert set(tried[90]) - set(tried[100]) == {LARGEST}

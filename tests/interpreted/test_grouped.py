@@ -23,6 +23,8 @@ FORMS = {
     "swapped": {"swap": True},
     "described": DESCRIBED,
     "both": DESCRIBED | {"swap": True},
+    "pieces": {"block_m": 32, "warps": 1},
+    "described pieces": DESCRIBED | {"block_m": 32, "warps": 1},
 }
 # Empty groups, one longer than a tile, and rows behind the last one.
 ENDS = [0, 3, 3, 24, 25]
@@ -54,7 +56,8 @@ def check(kind, dtype, form="pointers", k=72, ends=ENDS, offs=torch.int32, confi
         a = order_sensitive(experts, 18, k, dtype=dtype)
     a = a / 64  # or sums in fp16 would be infinite
     if config is None:
-        config = Config(16, 32, 32, 4, 3, **FORMS[form]) if dtype != FP64 else None
+        tile = {"block_m": 16, "block_n": 32, "block_k": 32, "warps": 4, "stages": 3}
+        config = Config(**{**tile, **FORMS[form]}) if dtype != FP64 else None
     out = gpu_grouped.grouped_mm(a, b, torch.tensor(ends, dtype=offs), config=config)
     for group, part in enumerate(groups_of(ends)):
         x, y = SHAPES[kind][1](a, b, group, part)

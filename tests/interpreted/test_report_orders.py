@@ -34,7 +34,7 @@ ORDERS = {
     "mm_on_the_cpu": "",
     "linear": PRODUCTS["bfloat16"]["one"],
     "addmm": PRODUCTS["bfloat16"]["one"],
-    "grouped_rows": LONG.replace("of K", "of its K"),
+    "grouped_rows": PRODUCTS["bfloat16"]["one"].replace("K", "its K"),
     "grouped_k": LONG.replace("of K", "of its K"),
     **{f"convolution_{name}": order for name, order in WINDOWS.items()},
     "attention": "products chain16[64]; sums of 2 by bf16 k16",

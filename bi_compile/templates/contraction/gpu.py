@@ -250,6 +250,7 @@ def _plan(
         arguments = {"batch": batch, "M": m, "N": n, "BLOCK": _AT_A_TIME}
         finishing = Launch(kernels.finish, grid, {**arguments, **finished, **COMPILATION})
         choice["EPILOGUE"] = None
+    form = "one" if chunks <= 1 else "parallel" if parallel else "sequence"
     settings = {
         "M": m,
         "N": n,
@@ -257,15 +258,15 @@ def _plan(
         **finish,
         **choice,
         "CHUNK": chunk,
-        "CHUNKS": "one" if chunks <= 1 else "parallel" if parallel else "sequence",
+        "CHUNKS": form,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "GROUP_M": 8,
+        "PIECE": config.piece if here.capability >= 100 else config.block_n,
         "PRECISION": PRECISION[dtype],
         "SWAP": config.swap,
-        "num_warps": config.warps,
-        "num_stages": config.stages,
+        **config.options(here.capability, form),
         **COMPILATION,
     }
     chains = (chunks, *a_shape[:-1], n) if parallel else None

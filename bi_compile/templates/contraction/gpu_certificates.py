@@ -65,6 +65,7 @@ def compile_product(
     constants: dict[str, Any] = {
         "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKS": form, "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
+        "PIECE": config.piece if capability >= 100 else config.block_n,
         "PRECISION": PRECISION[dtype], "SCALE": scale, "ADDEND": addend,
         "c_column": 1, "EPILOGUE": function(program, dtype),
     }  # fmt: skip
@@ -79,9 +80,7 @@ def compile_product(
     else:
         kernel = kernels.product
         constants |= {"a_k": 1, "b_k": 1, "EVEN_K": True}
-    return compile_kernel(
-        kernel, capability, types, constants, warps=config.warps, stages=config.stages, **options
-    )
+    return _compile(kernel, config, capability, form, types, constants, **options)
 
 
 def compile_adding(
@@ -108,12 +107,19 @@ def compile_finishing(dtype: torch.dtype, capability: int, program: str) -> Any:
     return compile_kernel(kernels.finish, capability, types, constants, warps=4, stages=3)
 
 
-def order_grouped(config: Config, dtype: torch.dtype, capability: int, cut: str) -> Certificate:
-    """The certificate of a grouped product whose groups cut "M", "N" or "K"."""
-    return certificate(compile_grouped(config, dtype, capability, cut))
+def order_grouped(
+    config: Config, dtype: torch.dtype, capability: int, cut: str, chunked: bool = True
+) -> Certificate:
+    """The certificate of a grouped product whose groups cut "M", "N" or "K".
+
+    chunked: of one whose K is longer than a chunk, or cut.
+    """
+    return certificate(compile_grouped(config, dtype, capability, cut, chunked))
 
 
-def compile_grouped(config: Config, dtype: torch.dtype, capability: int, cut: str) -> Any:
+def compile_grouped(
+    config: Config, dtype: torch.dtype, capability: int, cut: str, chunked: bool = True
+) -> Any:
     """The kernel for 128 experts or more, whose weights are [N, K], compiled for a capability."""
     name = _NAMES[dtype]
     types = dict.fromkeys(grouped.grouped_product.arg_names, "i32") | {"offs": "*i32"}
@@ -121,7 +127,7 @@ def compile_grouped(config: Config, dtype: torch.dtype, capability: int, cut: st
     constants: dict[str, Any] = {
         "GROUPS": 256, "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
-        "PRECISION": PRECISION[dtype],
+        "PRECISION": PRECISION[dtype], "CHUNKED": chunked, "PIECE": config.piece,
     }  # fmt: skip
     if cut == "M" and config.descriptors:
         kernel = grouped.grouped_rows_by_descriptors
@@ -132,4 +138,18 @@ def compile_grouped(config: Config, dtype: torch.dtype, capability: int, cut: st
         kernel = grouped.grouped_product
         constants |= {"CUT": cut, "EVEN_K": cut != "K"}
         constants |= {"a_row": 1, "b_column": 1} if cut == "K" else {"a_k": 1, "b_k": 1}
-    return compile_kernel(kernel, capability, types, constants, warps=config.warps, stages=config.stages)
+    return _compile(kernel, config, capability, "one", types, constants)
+
+
+def _compile(
+    kernel: Any,
+    config: Config,
+    capability: int,
+    form: str,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    **options: Any,
+) -> Any:
+    given = config.options(capability, form) | options
+    warps, stages = given.pop("num_warps"), given.pop("num_stages")
+    return compile_kernel(kernel, capability, types, constants, warps=warps, stages=stages, **given)

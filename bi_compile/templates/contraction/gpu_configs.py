@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from bi_compile import numerics
-from bi_compile.templates.gpu.device import Processor
+from bi_compile.templates.gpu.device import ALL_REGISTERS, Processor
 
 PRECISION = {
     torch.float32: "tf32x3",
@@ -49,6 +49,29 @@ class Config(NamedTuple):
     def large(self) -> bool:
         """Whether a heavy epilogue would not fit registers beside a tile."""
         return self.block_m * (self.block_n + self.more) >= 128 * 128
+
+    @property
+    def one_sum(self) -> bool:
+        """Whether registers hold a tile's sum once and not twice, as chunks walked in sequence ask for."""
+        return self.block_m * (self.block_n + self.more) > 128 * 192
+
+    def walks(self, capability: int) -> bool:
+        """Whether it may walk chunks in sequence.
+
+        On Hopper the largest tiles may, though they spill 20 to 24 registers between chunks: nothing in the
+        loop over a chunk, and by the times below the tiles that fit take a ninth longer.
+        """
+        return capability == 90 or not self.one_sum
+
+    @property
+    def piece(self) -> int:
+        """Columns of which there are 16 elements or fewer to a thread."""
+        return max(16, 512 * self.warps // self.block_m)
+
+    def options(self, capability: int, chunks: str = "one") -> dict[str, int]:
+        """Triton's. All registers where the compiler spills without; on Hopper most are measured so."""
+        all_registers = capability != 90 or (chunks == "sequence" and not self.descriptors)
+        return {"num_warps": self.warps, "num_stages": self.stages} | (ALL_REGISTERS if all_registers else {})
 
     def finishes(self, processor: Processor, element_size: int, batch: int, m: int, n: int) -> bool:
         """Whether the product's own kernel works out a heavy epilogue.
@@ -125,6 +148,10 @@ POINTERS_FP32 = (
     Priced(Config(64, 64, _K32, 4, 4), 0.938, 4.6, 0.0),
 )
 
+# Before Hopper, with mma.sync, of which two sums of a tile and its operands fill the registers. Not measured.
+POINTERS_BEFORE_90 = (*POINTERS[:-1], Priced(Config(128, 128, 32, 8, 4), 0.287, 3.116, 0.0))
+POINTERS_FP32_BEFORE_90 = (*POINTERS_FP32[:-1], Priced(Config(32, 64, _K32, 4, 4), 0.738, 2.919, 0.0))
+
 _BANDWIDTH = {80: 1.5e6, 86: 0.7e6, 89: 0.8e6, 90: 3.0e6, 100: 6.0e6}
 """Bytes of device memory per microsecond."""
 _PARTIAL_BYTES = 2**28
@@ -135,7 +162,12 @@ def candidates(processor: Processor, dtype: torch.dtype, descriptors: bool) -> t
     """The configurations shipped for a device; descriptors: whether the operands allow them."""
     single = dtype == torch.float32
     described = descriptors and processor.capability >= 90
-    shipped = (SM_90_FP32 if single else SM_90) if described else (POINTERS_FP32 if single else POINTERS)
+    if described:
+        shipped = SM_90_FP32 if single else SM_90
+    elif processor.capability >= 90:
+        shipped = POINTERS_FP32 if single else POINTERS
+    else:
+        shipped = POINTERS_FP32_BEFORE_90 if single else POINTERS_BEFORE_90
     return tuple(p for p in shipped if _runs(p.config, processor, dtype.itemsize))
 
 
@@ -172,7 +204,8 @@ def choose(
         forms = (False, True)
     best = min(
         ((_time(p, processor, dtype, batch, m, n, k, parallel), i, parallel)
-         for i, p in enumerate(small) for parallel in forms)
+         for i, p in enumerate(small) for parallel in forms
+         if chunks <= 1 or parallel or p.config.walks(processor.capability))
     )  # fmt: skip
     return small[best[1]].config._replace(parallel=best[2])
 

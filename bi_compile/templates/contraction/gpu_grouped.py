@@ -69,8 +69,11 @@ def _plan(
     if dtype == torch.float64:
         config = _DOUBLE
     elif config is None:
-        extents = {"M": m, "N": n, "K": k} | {cut: each}
-        config = choose(here, dtype, min(groups, total), *extents.values(), described, plain=True)
+        extents = tuple(({"M": m, "N": n, "K": k} | {cut: each}).values())
+        config = choose(here, dtype, min(groups, total), *extents, described, plain=True)
+        if described and not _whole(by_column, k, config):
+            described = False
+            config = choose(here, dtype, min(groups, total), *extents, described, plain=True)
     double = dtype == torch.float64
     chunk = numerics.CONTRACTION_CHUNK if double else numerics.contraction_gpu_chunk(dtype.itemsize)
     assert chunk % config.block_k == 0, "a block of K would reach into the next chunk"
@@ -82,10 +85,10 @@ def _plan(
     settings: dict[str, Any] = {
         "total": total, "groups": groups, "N": n, "K": k, "GROUPS": power_of_two(groups + 1), "CHUNK": chunk,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8,
-        "PRECISION": PRECISION[dtype], "SWAP": config.swap,
-        "num_warps": config.warps, "num_stages": config.stages, **COMPILATION,
+        "PRECISION": PRECISION[dtype], "SWAP": config.swap, "CHUNKED": cut == "K" or k > chunk,
+        "PIECE": config.piece, **config.options(here.capability), **COMPILATION,
     }  # fmt: skip
-    if described and config.descriptors and (by_column or k % config.block_k == 0):
+    if described and config.descriptors and _whole(by_column, k, config):
         at_a_time = here.multiprocessors * config.resident(here, dtype.itemsize)
         launch = Launch(
             kernels.grouped_rows_by_descriptors,
@@ -105,6 +108,11 @@ def _plan(
     }  # fmt: skip
     tiles = tiles_m * tiles_n * (groups if cut == "K" else 1)
     return Launch(kernels.grouped_product, (tiles,), settings), []
+
+
+def _whole(by_column: bool, k: int, config: Config) -> bool:
+    """Whether no block of K reaches into the matrix below, where that lies along K."""
+    return by_column or k % config.block_k == 0
 
 
 def _read_as_one(

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from bi_compile.templates.contraction.gpu_kernels import _chunk, _tile, _total_in_double
+from bi_compile.templates.gpu.pieces import halves
 
 
 @triton.jit
@@ -41,24 +42,33 @@ def _group_of(tile, begin, end, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store(total, out, rows, columns, row_in, column_in, out_row):
-    inside = row_in[:, None] & column_in[None, :]
-    at = out + rows.to(tl.int64)[:, None] * out_row + columns[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+def _store(total, out, rows, column, row_in, N, out_row, PIECE: tl.constexpr):
+    """Store a tile that begins at `column`, PIECE columns at a time: so many addresses fit registers."""
+    if total.shape[1] > PIECE:
+        left, right = halves(total)
+        _store(left, out, rows, column, row_in, N, out_row, PIECE)
+        _store(right, out, rows, column + left.shape[1], row_in, N, out_row, PIECE)
+    else:
+        columns = column + tl.arange(0, total.shape[1])
+        inside = row_in[:, None] & (columns < N)[None, :]
+        at = out + rows.to(tl.int64)[:, None] * out_row + columns[None, :]
+        tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["total", "groups", "tiles_m", "tiles_n"])
 def grouped_product(
     a, b, offs, out, total, groups, M, N, K, tiles_m, tiles_n,
     a_group, a_row, a_k, b_group, b_k, b_column, out_group, out_row,
-    CUT: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    CUT: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr, PIECE: tl.constexpr,
     PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of one group, any strides.
 
     CUT: the extent that the groups cut, `total` long: "M", "N" or "K"; its own argument is not read then.
     tiles_m, tiles_n: of all groups together at most, with CUT "K" of each.
+    CHUNKED: K may be longer than CHUNK.
     """
     begins, ends = _extents(offs, groups, total, GROUPS)
     index = tl.program_id(0)
@@ -91,17 +101,23 @@ def grouped_product(
             a_k, b_k, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
-        result = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-        for begin in range(0, length, CHUNK):
-            result += _chunk(
-                a, b, rows, columns, row_in, column_in, begin, tl.minimum(length, begin + CHUNK),
-                a_row, a_k, b_k, b_column,
+        if CHUNKED:
+            result = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+            for begin in range(0, length, CHUNK):
+                result += _chunk(
+                    a, b, rows, columns, row_in, column_in, begin, tl.minimum(length, begin + CHUNK),
+                    a_row, a_k, b_k, b_column,
+                    BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, EVEN_K,
+                )  # fmt: skip
+        else:
+            result = _chunk(
+                a, b, rows, columns, row_in, column_in, 0, length, a_row, a_k, b_k, b_column,
                 BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, EVEN_K,
             )  # fmt: skip
         if SWAP:
             result = tl.trans(result)
     out += group.to(tl.int64) * out_group
-    _store(result, out, rows, columns, row_in, column_in, out_row)
+    _store(result, out, rows, column, row_in, N, out_row, PIECE)
 
 
 @triton.jit
@@ -125,9 +141,9 @@ def _chunk_of_rows(
 @triton.jit(do_not_specialize=["total", "groups"])
 def grouped_rows_by_descriptors(
     a, b, offs, out, total, groups, N, K,
-    GROUPS: tl.constexpr, CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
 ):  # fmt: skip
     """Groups of rows whose operands the tensor memory accelerator can read: persistent blocks.
 
@@ -142,14 +158,19 @@ def grouped_rows_by_descriptors(
         group, row, end = _group_of(tile_m, begins, ends, GROUPS, BLOCK_M)
         column = tile_n * BLOCK_N
         length = tl.where(group < groups, K, 0)
-        result = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-        for begin in range(0, length, CHUNK):
-            result += _chunk_of_rows(
-                a, b, row, column, group, begin, tl.minimum(length, begin + CHUNK), N, K,
+        if CHUNKED:
+            result = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+            for begin in range(0, length, CHUNK):
+                result += _chunk_of_rows(
+                    a, b, row, column, group, begin, tl.minimum(length, begin + CHUNK), N, K,
+                    BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, BY_COLUMN,
+                )  # fmt: skip
+        else:
+            result = _chunk_of_rows(
+                a, b, row, column, group, 0, length, N, K,
                 BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, SWAP, BY_COLUMN,
             )  # fmt: skip
         if SWAP:
             result = tl.trans(result)
         rows = row + tl.arange(0, BLOCK_M)
-        columns = column + tl.arange(0, BLOCK_N)
-        _store(result, out, rows, columns, rows < end, columns < N, N)
+        _store(result, out, rows, column, rows < end, N, N, PIECE)

@@ -12,6 +12,8 @@ included. The number of rows M is never specialised.
 import triton
 import triton.language as tl
 
+from bi_compile.templates.gpu.pieces import halves
+
 
 @triton.jit
 def _tile(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
@@ -103,15 +105,30 @@ def _store(total, other, out, at, inside, EPILOGUE: tl.constexpr):
 
 @triton.jit
 def _write(
-    total, c, other, out, rows, columns, M, N, c_row, c_column, alpha, beta,
-    SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
+    total, c, other, out, rows, column, M, N, c_row, c_column, alpha, beta,
+    SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Finish a tile and store it to contiguous out [M, N]; other: of the same shape and strides."""
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
-    total = _finish(
-        total, c, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
-    )
-    _store(total, other, out, rows.to(tl.int64)[:, None] * N + columns[None, :], inside, EPILOGUE)
+    """Finish a tile that begins at `column` and store it to contiguous out [M, N], PIECE columns at a time.
+
+    other: of the same shape and strides.
+    """
+    if total.shape[1] > PIECE:
+        left, right = halves(total)
+        _write(
+            left, c, other, out, rows, column, M, N, c_row, c_column, alpha, beta,
+            SCALE, ADDEND, EPILOGUE, PIECE,
+        )  # fmt: skip
+        _write(
+            right, c, other, out, rows, column + left.shape[1], M, N, c_row, c_column, alpha, beta,
+            SCALE, ADDEND, EPILOGUE, PIECE,
+        )  # fmt: skip
+    else:
+        columns = column + tl.arange(0, total.shape[1])
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        total = _finish(
+            total, c, rows[:, None], columns[None, :], inside, N, c_row, c_column, alpha, beta, SCALE, ADDEND
+        )
+        _store(total, other, out, rows.to(tl.int64)[:, None] * N + columns[None, :], inside, EPILOGUE)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -120,7 +137,7 @@ def product(
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+    PIECE: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
     SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """One tile of one matrix of the batch, any strides.
@@ -167,8 +184,8 @@ def product(
     if SWAP:
         total = tl.trans(total)
     _write(
-        total, c + matrix * c_batch, other, out, rows, columns, M, N, c_row, c_column, alpha, beta,
-        SCALE, ADDEND, EPILOGUE,
+        total, c + matrix * c_batch, other, out, rows, tile_n * BLOCK_N, M, N, c_row, c_column, alpha, beta,
+        SCALE, ADDEND, EPILOGUE, PIECE,
     )  # fmt: skip
 
 
@@ -201,7 +218,8 @@ def product_by_descriptors(
     a, b, b_more, out, c, other, M, N, K, alpha, beta, c_row, c_column,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, MORE: tl.constexpr,
-    GROUP_M: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
+    GROUP_M: tl.constexpr, PIECE: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
     SCALE: tl.constexpr, ADDEND: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """The same for one matrix whose operands the tensor memory accelerator can read: persistent blocks.
@@ -247,16 +265,14 @@ def product_by_descriptors(
         if CHUNKS == "parallel":
             to += number.to(tl.int64) * M * N
         rows = row + tl.arange(0, BLOCK_M)
-        columns = column + tl.arange(0, BLOCK_N)
         _write(
-            total, c, other, to, rows, columns, M, N, c_row, c_column, alpha, beta,
-            SCALE, ADDEND, EPILOGUE,
+            total, c, other, to, rows, column, M, N, c_row, c_column, alpha, beta,
+            SCALE, ADDEND, EPILOGUE, PIECE,
         )  # fmt: skip
         if MORE:
-            columns = column + BLOCK_N + tl.arange(0, MORE)
             _write(
-                more, c, other, to, rows, columns, M, N, c_row, c_column, alpha, beta,
-                SCALE, ADDEND, EPILOGUE,
+                more, c, other, to, rows, column + BLOCK_N, M, N, c_row, c_column, alpha, beta,
+                SCALE, ADDEND, EPILOGUE, PIECE,
             )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from bi_compile.templates.contraction import gpu_certificates
 from bi_compile.templates.contraction.gpu_configs import Config, candidates, rows_of_whole_lines
 from bi_compile.templates.gpu import device
 
-VERSION = 1
+VERSION = 2
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096)
 SHAPES = (
     (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (24576, 4096), (4096, 12288),
@@ -52,7 +52,7 @@ def tune(
     Raises TuningError where configurations cannot be told to sum in one order, or one has other bits.
     """
     index = torch.cuda.current_device()
-    allowed = certified(device.processor(index), dtype)
+    allowed, capability = certified(device.processor(index), dtype), device.processor(index).capability
     file = _file(index)
     table = _kept(index, report)
     for n, k in shapes:
@@ -69,7 +69,7 @@ def tune(
             expected = product(x, weights[0])
             before = _microseconds(product, x, weights, None)
             times = {}
-            for config in _forms(allowed, k, dtype):
+            for config in _forms(allowed, k, dtype, capability):
                 if not torch.equal(product(x, weights[0], config=config), expected):
                     raise TuningError.other_bits(str(config), f"[{m}, {k}] x [{k}, {n}]")
                 times[config] = _microseconds(product, x, weights, config)
@@ -84,8 +84,11 @@ def tune(
 def certified(processor: device.Processor, dtype: torch.dtype) -> list[Config]:
     """The shipped configurations, if the compiler makes one order of them. Raises TuningError."""
     configs = [p.config for p in candidates(processor, dtype, True)]
+    forms = {c: "sequence" if c.walks(processor.capability) else "parallel" for c in configs}
     try:
-        orders = {c: gpu_certificates.order(c, dtype, processor.capability, "sequence") for c in configs}
+        orders = {
+            c: gpu_certificates.order(c, dtype, processor.capability, form) for c, form in forms.items()
+        }
     except ValueError as error:
         raise TuningError.not_certified(processor.capability, str(error)) from error
     for config, order in orders.items():
@@ -107,10 +110,10 @@ def _kept(index: int, report: Callable[[str], None]) -> Table:
     return _read(_file(index))
 
 
-def _forms(configs: list[Config], k: int, dtype: torch.dtype) -> list[Config]:
+def _forms(configs: list[Config], k: int, dtype: torch.dtype, capability: int) -> list[Config]:
     if k <= numerics.contraction_gpu_chunk(dtype.itemsize):
         return configs
-    return [config._replace(parallel=parallel) for config in configs for parallel in (False, True)]
+    return [c._replace(parallel=p) for c in configs for p in (False, True) if p or c.walks(capability)]
 
 
 def lookup(index: int, dtype: torch.dtype, m: int, n: int, k: int) -> Config | None:

@@ -185,9 +185,9 @@ def _launch(
         "BLOCK_OUT": tile.block_out,
         "BLOCK_AT": tile.block_at,
         "BLOCK_K": tile.block_k,
+        "PIECE": tile.piece,
         "PRECISION": PRECISION[dtype],
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
+        **tile.options(processor.capability),
         **COMPILATION,
     }
     tiles = triton.cdiv(rows, tile.block_at) * groups * triton.cdiv(outputs, tile.block_out)

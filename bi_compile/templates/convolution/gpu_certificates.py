@@ -30,11 +30,14 @@ def compile_convolution(tile: Tile, dtype: torch.dtype, capability: int, chunked
         "BIAS": True, "WIDE": False,
         "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKED": chunked, "WHOLE": True,
         "BLOCK_OUT": tile.block_out, "BLOCK_AT": tile.block_at, "BLOCK_K": tile.block_k,
+        "PIECE": tile.piece,
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
     }  # fmt: skip
     types = dict.fromkeys(kernels.correlate.arg_names, "i32") | dict.fromkeys(tensors, f"*{_NAMES[dtype]}")
+    options = tile.options(capability)
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
     return compile_kernel(
-        kernels.correlate, capability, types, constants, warps=tile.warps, stages=tile.stages
+        kernels.correlate, capability, types, constants, warps=warps, stages=stages, **options
     )
 
 

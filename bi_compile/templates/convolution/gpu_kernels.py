@@ -12,6 +12,8 @@ there are zeros.
 import triton
 import triton.language as tl
 
+from bi_compile.templates.gpu.pieces import halves
+
 
 @triton.jit
 def channels_last(
@@ -118,13 +120,28 @@ def _chain(
     return total
 
 
+@triton.jit
+def _store(total, out, planes, places, filled, there, PIECE: tl.constexpr):
+    """Store a tile to out + planes + places, PIECE positions at a time: so many addresses fit registers."""
+    if total.shape[1] > PIECE:
+        left, right = halves(total)
+        left_places, right_places = halves(places)
+        left_there, right_there = halves(there)
+        _store(left, out, planes, left_places, filled, left_there, PIECE)
+        _store(right, out, planes, right_places, filled, right_there, PIECE)
+    else:
+        at = out + (places[None, :] + planes[:, None])
+        tl.store(at, total, mask=filled[:, None] & there[None, :])
+
+
 @triton.jit(do_not_specialize=["samples"])
 def correlate(
     x, w, bias, out, samples, groups, inputs, outputs, K, size_0, size_1, size_2, grid_0, grid_1, grid_2,
     first_0, first_1, first_2, out_first, out_0, out_1, out_2, out_volume,
     TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKED: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_AT: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_AT: tl.constexpr, BLOCK_K: tl.constexpr, PIECE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of outputs and positions of one group, three spatial dimensions.
 
@@ -180,5 +197,5 @@ def correlate(
     # A channel that is not there is never stored to.
     out += out_first + (first_sample * groups + group) * outputs * out_volume
     place = sample * groups * outputs * out_volume + j_0 * out_0 + j_1 * out_1 + j_2 * out_2
-    to = out + (place[None, :] + (filled * out_volume)[:, None])
-    tl.store(to, total.to(out.dtype.element_ty), mask=(output < outputs)[:, None] & there[None, :])
+    planes = filled * out_volume
+    _store(total.to(out.dtype.element_ty), out, planes, place, output < outputs, there, PIECE)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from bi_compile import numerics
-from bi_compile.templates.gpu.device import Processor
+from bi_compile.templates.gpu.device import ALL_REGISTERS, Processor
 
 
 class Tile(NamedTuple):
@@ -18,6 +18,16 @@ class Tile(NamedTuple):
     block_k: int
     warps: int
     stages: int = 3
+
+    @property
+    def piece(self) -> int:
+        """Positions of which there are 16 elements or fewer to a thread."""
+        return max(16, 512 * self.warps // self.block_out)
+
+    def options(self, capability: int) -> dict[str, int]:
+        """Triton's. All registers where the compiler spills without; on Hopper it was measured so."""
+        all_registers = ALL_REGISTERS if capability != 90 else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **all_registers}
 
     def shared_memory(self, element_size: int) -> int:
         """Bytes of the blocks in flight, and some for barriers."""

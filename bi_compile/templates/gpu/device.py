@@ -10,6 +10,9 @@ import torch
 COMPILATION = {"enable_fp_fusion": False}
 """Options of every launch: a product and a sum in the source stay two roundings in the machine code."""
 
+ALL_REGISTERS = {"maxnreg": 255}
+"""An option for up to 8 warps: else the compiler may spill to fit another block onto a multiprocessor."""
+
 
 class Processor(NamedTuple):
     """What the choice of a configuration may look at: the device alone, never the batch."""
