@@ -70,7 +70,7 @@ def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None
     _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
     _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
-    trace_whole_ops(lambda: _is_tracing())  # looked up anew at each op: a test replaces it
+    trace_whole_ops(_is_tracing)
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         leak("disabled", "every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1")
 
