@@ -1,4 +1,4 @@
-"""Object detection."""
+"""Object detection: a set of queries finds what is in an image."""
 
 from tests.architectures.zoo.architecture import Architecture
 
@@ -8,24 +8,70 @@ _STAGES = {
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
 }
+_HEADS = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 118,
+    "decoder_ffn_dim": 118,
+    "num_queries": 7,
+}
+
+
+def _backbone(*features: str) -> dict:
+    return {"model_type": "resnet", **_STAGES, "out_features": list(features)}
+
 
 DETECTION = (
     Architecture(
         "detr",
         "DetrForObjectDetection",
         "DetrConfig",
-        {
-            "d_model": 64,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 118,
-            "decoder_ffn_dim": 118,
-            "num_queries": 7,
-            "backbone_config": {"model_type": "resnet", **_STAGES, "out_features": ["stage4"]},
-        },
+        _HEADS | {"backbone_config": _backbone("stage4")},
         "queries attend to a convolutional map",
+        kind="image",
+        size=64,
+    ),
+    Architecture(
+        "deformable-detr",
+        "DeformableDetrForObjectDetection",
+        "DeformableDetrConfig",
+        _HEADS
+        | {
+            "backbone_config": _backbone("stage2", "stage3", "stage4"),
+            "num_feature_levels": 3,
+            "encoder_n_points": 2,
+            "decoder_n_points": 2,
+        },
+        "attention to a few sampled places",
+        kind="image",
+        size=64,
+    ),
+    Architecture(
+        "rt-detr",
+        "RTDetrForObjectDetection",
+        "RTDetrConfig",
+        {
+            "backbone_config": {
+                "model_type": "rt_detr_resnet",
+                **_STAGES,
+                "out_features": ["stage2", "stage3", "stage4"],
+            },
+            "encoder_hidden_dim": 60,
+            "encoder_in_channels": [20, 28, 36],
+            "encoder_ffn_dim": 118,
+            "encoder_attention_heads": 4,
+            "d_model": 60,
+            "decoder_in_channels": [60, 60, 60],
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 118,
+            "decoder_n_points": 2,
+            "num_queries": 7,
+        },
+        "the best places become queries",
         kind="image",
         size=64,
     ),
