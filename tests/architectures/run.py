@@ -2,8 +2,8 @@
 
 `python -m tests.architectures.run [--only TEXT ...] [--dtype fp32|bf16] [--resume] [--jobs N]`. Results are
 kept in out/architectures.json as they come, with what each was run with: --resume goes on where a run was
-interrupted, --only runs the entries whose name or family holds one of the texts, --dtype runs them in one of
-the dtypes, --jobs that many at a time.
+interrupted, and runs anew what failed, --only runs the entries whose name or family holds one of the texts,
+--dtype runs them in one of the dtypes, --jobs that many at a time.
 """
 
 import argparse
@@ -37,8 +37,7 @@ them, nothing fell back, and the error against float64 is at most 1.5 times that
 the compilation stopped at the op and named it, or PyTorch itself cannot run the model. The last column: does
 stock eager PyTorch change bits on the same inputs (fp32, bf16)?
 
-*bf16 by* names the order of bf16 products (`numerics.BF16_ORDERS`). Results that do not name it are older
-than bf16 attention in the order "tiles", and have not been run again since.
+*bf16 by* names the order of bf16 products (`numerics.BF16_ORDERS`).
 """
 
 
@@ -64,7 +63,7 @@ def main() -> None:
         for family, entries in FAMILIES.items()
         for entry in entries
         if (not chosen.only or any(text in f"{entry.name} {family}" for text in chosen.only))
-        and not (chosen.resume and known.get(entry.name, {}).keys() >= set(dtypes))
+        and not (chosen.resume and _is_done(known.get(entry.name, {}), dtypes))
     }
     with ThreadPoolExecutor(chosen.jobs) as workers:
         running = {workers.submit(_in_a_process, name, dtypes): name for name in wanted}
@@ -76,6 +75,11 @@ def main() -> None:
             found = {dtype: _cell(result) for dtype, result in results.items()}
             print(f"{name:<24} {found}  {seconds:.0f} s", flush=True)
     PAGE.write_text(render(known, [entry.name for entries in FAMILIES.values() for entry in entries]))
+
+
+def _is_done(result: dict, dtypes: Sequence[str]) -> bool:
+    """Whether it has run to its end: what took too long, or stopped for another reason, runs anew."""
+    return all(result.get(dtype, {"kind": "failed"})["kind"] != "failed" for dtype in dtypes)
 
 
 _VARIES = {True: "yes", False: "no", None: "cannot run"}
