@@ -73,6 +73,7 @@ def compile_launches(capability: int) -> None:
                 "capability": capability,
                 "asm": kernel.asm,
                 "metadata": kernel.metadata,
+                "given": kwargs,
                 **resources(kernel.asm["cubin"]),
                 "shared": kernel.metadata.shared,
             }
@@ -86,7 +87,7 @@ def check(build: dict, stack: int = 0) -> str:
     """The steps of one of BUILDS, which has to fit on its device, and spill no more than `stack` bytes."""
     from bi_compile.templates.gpu.steps import certified
 
-    told = {key: value for key, value in build.items() if key not in ("asm", "metadata")}
+    told = {key: value for key, value in build.items() if key not in ("asm", "metadata", "given")}
     assert build["shared"] <= LIMITS[build["capability"]], told
     assert build["stack"] + build["local"] <= stack, told
     return str(certified(SimpleNamespace(**build)))

@@ -73,6 +73,12 @@ def test_the_oracle_in_each_dtype(dtype):
     check(*inputs(1, 3, 3, 1, 65, 17, 5, dtype))
 
 
+def test_heads_that_are_multiplied_by_pieces():
+    """fp32: queries and keys 32 numbers at a time, values of 32 keys or 16."""
+    check(*inputs(1, 2, 1, 3, 70, 72, 80))
+    check(*inputs(1, 1, 1, 2, 33, 96, 130), is_causal=True)
+
+
 def test_heads_that_come_in_turns():
     """Nine of them, eight at a time: their tiles, the longest first."""
     check(*inputs(3, 3, 3, 35, 35, 4, 4, BF16), is_causal=True)
@@ -268,6 +274,21 @@ def test_a_masked_key_is_never_seen(kind, garbage):
         assert_same_bits(found[:, :, :1].contiguous(), clean[:, :, :1].contiguous())
         # Key 65 is seen from query 5 on, key 69 by none of these.
         assert found[:, :, :1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.usefixtures("parallel")
+def test_what_is_infinite_is_done_again_by_pieces(dtype):
+    q, k, v = inputs(1, 2, 1, 3, 270, 40, 72, dtype)
+    mask = torch.ones(1, 1, 3, 270, dtype=torch.bool).tril(260)
+    mask[..., 7] = False
+    clean = check(q, k, v, mask)
+    v[:, :, 7], v[:, :, 269] = INF, NAN
+    v[:, :, 5, 70] = -INF
+    found, _ = gpu.attention(q, k, v, mask, False, 0.3)
+    assert (found[..., 70] == -INF).all()
+    others = torch.arange(72) != 70
+    assert_same_bits(found[..., others].contiguous(), clean[..., others].contiguous(), "other columns")
 
 
 def test_what_is_seen_is_seen():

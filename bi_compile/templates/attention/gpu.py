@@ -1,6 +1,7 @@
 """`bi_compile::attention` on CUDA devices: which tile, and whether splits are walked in parallel."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -9,8 +10,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT
 from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.attention.contract import refuse_dtype
-from bi_compile.templates.attention.gpu_kernels import attend, merge_splits
+from bi_compile.templates.attention.gpu_kernels import attend
 from bi_compile.templates.attention.gpu_masks import ReadMask
+from bi_compile.templates.attention.gpu_merge import merge_splits
 from bi_compile.templates.gpu.device import COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
@@ -48,16 +50,25 @@ class Tile:
         return cls(_FEW_ROWS, 2, stages, few=True) if stages > 1 else None
 
     @classmethod
-    def choose(cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool) -> "Tile":
+    def choose(
+        cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool, added: bool,
+        memory: int,
+    ) -> "Tile":  # fmt: skip
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
-        small: fewer than 64 rows, see `_has_tensor_memory`.
+        small: fewer than 64 rows, see `_has_tensor_memory`. added: a mask is added. memory: bytes that a
+        block may share.
         """
         if dtype == torch.float32:
-            return cls(16, 8, 1)
+            # Few warps wait less for each other, but what they multiply has to fit their registers.
+            few = rows <= 4 and dims <= (64 if added else 128)
+            return cls(min(16, max(4, power_of_two(rows))), 4 if few else 8, 1)
         if rows <= 16:
-            return cls(16, 2, 2 if many else 3)
+            two_blocks = 2 * BLOCK * 2 * dims * 2
+            stages = 2 if many or two_blocks + 2**14 > memory else 3
+            # Addresses of what is not mapped take registers.
+            return cls(16, 2 if maps or dims <= 128 else 8, stages)
         if small:
             return cls(32, 8, 2)
         if dims > 128:
@@ -73,7 +84,33 @@ class Tile:
             return cls(16, 8, 1)
         if dims > 128:
             return cls(16, 4, 2)
-        return cls(64, 4, 2) if group > 2 and maps and not small else cls(16, 1 if dims <= 64 else 2, 2)
+        if group > 2 and maps and not small:
+            return cls(64, 4, 2)
+        return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
+
+
+class Pieces(NamedTuple):
+    """What is multiplied at a time, of heads padded to powers of two. Free, as a tile is.
+
+    A thread holds all that it multiplies by scalar instructions, as in fp32; and the careful kernel counts.
+    """
+
+    dims: int
+    """Of queries and keys."""
+    value_dims: int
+    """Of values; where these are not all, scores are worked out for each."""
+    value_keys: int
+    """Keys whose values these are."""
+
+    @classmethod
+    def of(cls, rows: int, dims: int, value_dims: int, dtype: torch.dtype, careful: bool = False) -> "Pieces":
+        """For tiles of so many rows. careful: for the kernel that does tiles again."""
+        if careful:
+            return cls(min(dims, 64 if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
+        if dtype != torch.float32:
+            return cls(dims, value_dims, BLOCK)
+        # A product takes 16 keys at least.
+        return cls(min(dims, 2**10 // rows), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
 
 
 @dataclass(frozen=True)
@@ -177,11 +214,12 @@ def attention(
     many = batch * kv_heads >= 2 * processors
     small = _has_tensor_memory(q)
     tile = None
+    memory = _shared_memory(q)
     if maps and not small and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
-        memory = _shared_memory(q)
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
-        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small)
+        added = mask is not None and mask.dtype != torch.bool
+        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, added, memory)
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -210,18 +248,24 @@ def attention(
     together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
-        own_map = _tensor_map(k, dims, tile_here.keys) if maps and tile_here.keys != tile.keys else k_map
+        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful)
+        maps_here = maps and not careful
+        own_maps = (k_map, v_map) if maps_here else (k, v)
+        if maps_here and tile_here.keys != tile.keys:
+            own_maps = _tensor_map(k, dims, tile_here.keys), v_map
         attend[grid](
-            q, k, v, own_map, v_map, values, begins, wholes, ends, out, lse, parts, states, flags,
+            q, k, v, *own_maps, values, begins, wholes, ends, out, lse, parts, states, flags,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
             *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
-            SIZE=size, VALUE_SIZE=value_size, DIMS=dims, VALUE_DIMS=value_dims, GROUP=group,
-            BLOCK_M=tile_here.rows, BINARY=binary, NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind,
-            CAUSAL=is_causal and kind == 0, PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps,
+            SIZE=size, VALUE_SIZE=value_size, DIMS=pieces.dims, VALUE_DIMS=pieces.value_dims,
+            VALUE_KEYS=pieces.value_keys, GROUP=group, BLOCK_M=tile_here.rows, BINARY=binary,
+            NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal and kind == 0,
+            PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
+            **({"maxnreg": 255} if careful else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 

@@ -62,14 +62,16 @@ def power(x, BINARY: tl.constexpr):
 @triton.jit
 def tanh(x):
     """tanh in fp32, operation for operation that of exp.h."""
-    size, z = tl.abs(x), x * x
+    z = x * x
     p = tl.fma(z, _T4, _T3)
     p = tl.fma(p, z, _T2)
     p = tl.fma(p, z, _T1)
     p = tl.fma(p, z, _T0)
-    t = exp(size * -2.0)
+    # One number for both, to save registers: what lies near 0 is no larger than its argument.
+    x = tl.where(tl.abs(x) > 0.5, x, tl.fma(x * z, p, x))
+    t = exp(tl.abs(x) * -2.0)
     far = functions.divide(1.0 - t, 1.0 + t)
-    return tl.where(size > 0.5, tl.where(x < 0, -far, far), tl.fma(x * z, p, x))
+    return tl.where(tl.abs(x) > 0.5, tl.where(x < 0, -far, far), x)
 
 
 @triton.jit

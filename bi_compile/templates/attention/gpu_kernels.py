@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from bi_compile.templates.attention.gpu_arithmetic import BLOCK, merge, split_begin, store_rows
+from bi_compile.templates.attention.gpu_arithmetic import BLOCK, split_begin, store_rows
 from bi_compile.templates.attention.gpu_few import walk_few
 from bi_compile.templates.attention.gpu_walk import walk
 
@@ -36,14 +36,57 @@ def _spread(place, TOGETHER: tl.constexpr):
 
 
 @triton.jit
-def _store(
-    out, lse, parts, states, head, batch, own_head, query, row, split, rows,
-    maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
-    VALUE_SIZE: tl.constexpr, GROUP: tl.constexpr, BINARY: tl.constexpr, PARALLEL: tl.constexpr,
-    FLAGGED: tl.constexpr, CAREFUL: tl.constexpr,
+def _place(nothing, tiles, together, all_heads, APART: tl.constexpr, IN_TURNS: tl.constexpr):
+    """Head, tile and split of this program."""
+    number = tl.program_id(0) + nothing
+    # The first splits are short: they fill what the others leave.
+    split = tl.num_programs(1) - 1 - tl.program_id(1) + nothing
+    head, tile = number, nothing
+    if APART:
+        here = tl.num_programs(0) // all_heads
+        head, tile = number // here, number % here
+    elif IN_TURNS:
+        head = (tl.program_id(2) << together) + (number & ((1 << together) - 1))
+        tile = tiles - 1 - (number >> together)
+    return head, tile, split
+
+
+@triton.jit
+def _place_again(
+    step, tiles, all_heads, TILES: tl.constexpr, PARTS_OF_TILE: tl.constexpr, VALUE_PIECES: tl.constexpr
 ):  # fmt: skip
-    """The state of these rows, or what follows from it."""
-    value_dim = tl.arange(0, value_dims.shape[0])
+    """Number of the flag, head, tile, split and piece of the values of a step of the careful kernel."""
+    piece, part = step % VALUE_PIECES, step // VALUE_PIECES
+    number = tl.program_id(0) * TILES + part // PARTS_OF_TILE
+    tile = number // all_heads % tiles * PARTS_OF_TILE + part % PARTS_OF_TILE
+    return number, number % all_heads, tile, number // all_heads // tiles, piece
+
+
+@triton.jit
+def _rows(tile, kv_head, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, APART: tl.constexpr):
+    """The rows of a tile, their queries and their heads."""
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
+    if APART:
+        query = _spread(query, BLOCK_M // GROUP if GROUP < BLOCK_M else 1)
+        row = query * GROUP + row % GROUP
+    return row, query, own_head
+
+
+@triton.jit
+def _store(
+    out, lse, parts, states, head, tile, split, piece, rows, maximum, total, found, seen,
+    queries, heads, kv_heads, all_heads, splits, value_dims,
+    VALUE_SIZE: tl.constexpr, GROUP: tl.constexpr, BINARY: tl.constexpr, PARALLEL: tl.constexpr,
+    FLAGGED: tl.constexpr, APART: tl.constexpr, CAREFUL: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """The state of these rows of a tile, ALL or some, or what follows from it."""
+    BLOCK_M: tl.constexpr = found.shape[0]
+    batch, kv_head = (head // kv_heads).to(tl.int64), head % kv_heads
+    row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
+    if ALL:
+        rows = query < queries
+    value_dim = piece * value_dims.shape[0] + tl.arange(0, value_dims.shape[0])
     if PARALLEL:
         rows_of_head = queries * GROUP
         place = (head.to(tl.int64) * splits + split) * rows_of_head + row
@@ -74,11 +117,11 @@ def attend(
     q_batch, q_head, q_row, q_dim, k_batch, k_head, k_row, k_dim, v_batch, v_head, v_row, v_dim,
     mask_batch, mask_head, mask_row, bound_batch, bound_head, bound_row,
     SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DIMS: tl.constexpr, VALUE_DIMS: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr,
-    CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PARALLEL: tl.constexpr,
-    ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr, APART: tl.constexpr,
-    CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr, IN_TURNS: tl.constexpr,
-    EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
+    VALUE_KEYS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr,
+    NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
+    PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
+    APART: tl.constexpr, CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
+    IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -99,40 +142,31 @@ def attend(
         numbers = tl.program_id(0) * TILES + tl.arange(0, TILES)
         if (tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) & _STRANGE) == 0:
             return
-    first_head = tl.program_id(0)
-    if IN_TURNS and not (APART or CAREFUL):
-        first_head = (tl.program_id(2) << together) + (first_head & ((1 << together) - 1))
-        if first_head >= all_heads:
-            return
+    TURNS: tl.constexpr = IN_TURNS and not (APART or CAREFUL)
+    head, tile, split = _place(0, tiles, together, all_heads, APART, TURNS)
+    if TURNS and head >= all_heads:
+        return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
     key = tl.arange(0, BLOCK)
-    key_dims, value_dims = dim < SIZE, value_dim < VALUE_SIZE
+    key_dims = dim < SIZE
     # Offsets, not addresses: a tile of those takes twice the registers.
     k_block = dim[:, None] * k_dim + key[None, :] * k_row
-    v_block = key[:, None] * v_row + value_dim[None, :] * v_dim
-    EVEN: tl.constexpr = SIZE == DIMS and VALUE_SIZE == VALUE_DIMS
+    v_block = tl.arange(0, VALUE_KEYS)[:, None] * v_row + value_dim[None, :] * v_dim
+    EVEN: tl.constexpr = SIZE % DIMS == 0 and VALUE_SIZE % VALUE_DIMS == 0
+    # A zero that the compiler does not know: what is worked out with it after the walk is not kept during it.
+    nothing = tl.cast(zero, tl.int32)
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
-    for step in range(TILES * PARTS_OF_TILE):
-        # The first splits are short: they fill what the others leave.
-        head, split = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
-        tile, wanted = 0, 1
+    VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
+    for step in range(TILES * PARTS_OF_TILE * VALUE_PIECES):
+        wanted, piece = 1, 0
         if CAREFUL:
-            number = tl.program_id(0) * TILES + step // PARTS_OF_TILE
+            number, head, tile, split, piece = _place_again(
+                step, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+            )
             wanted = tl.load(flags + number, mask=number < programs, other=0) & _STRANGE
-            head, tile, split = number % all_heads, number // all_heads % tiles, number // all_heads // tiles
-            tile = tile * PARTS_OF_TILE + step % PARTS_OF_TILE
-        elif APART:
-            here = tl.num_programs(0) // all_heads
-            head, tile = head // here, head % here
-        elif IN_TURNS:
-            head, tile = first_head, tiles - 1 - (head >> together)
         batch, kv_head = head // kv_heads, head % kv_heads
-        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
-        if APART:
-            query = _spread(query, BLOCK_M // GROUP if GROUP < BLOCK_M else 1)
-            row = query * GROUP + row % GROUP
+        row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
         left = query < queries
         flags_of_rows = flags
         if APART:
@@ -141,13 +175,16 @@ def attend(
             wanted = tl.max(left.to(tl.int32), 0)
         if wanted != 0:
             far_batch = batch.to(tl.int64)
+            value_dims = piece * VALUE_DIMS + value_dim < VALUE_SIZE
             k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
-            v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head
+            v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head + piece * VALUE_DIMS * v_dim
             q_at = own_head * q_head + query.to(tl.int64) * q_row
             q_at = q + far_batch * q_batch + q_at[:, None] + dim[None, :] * q_dim
             if EARLY and not (CAREFUL or APART):
                 cuda.gdc_wait()
-            tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
+            tile_q = q_at
+            if SIZE <= DIMS:
+                tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
             mask_rows = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
 
             # Each row's first key, -1 where it has none; where the keys before are all there; and its end.
@@ -161,7 +198,6 @@ def attend(
                 # Those of the tile's last row and of its first.
                 end = tl.minimum(keys, tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1, queries))
                 whole = tl.minimum(keys, tile * BLOCK_M // GROUP + 1)
-            there = left
             if MASK != 0:
                 bound = far_batch * bound_batch + own_head * bound_head + query * bound_row
                 own_first = tl.load(begins + bound, mask=left, other=-1)
@@ -185,24 +221,32 @@ def attend(
                     maximum, total, found, seen = walk(
                         tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
                         mask_rows, rows, own_first, low, high, begin, end, whole_begin, whole_end,
-                        keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
-                        key_dims, value_dims,
-                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
+                        keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
+                        before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+                        SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
                     )  # fmt: skip
                     if not CAREFUL:
                         strange = _strange(tl.where(rows[:, None], found, 0.0))
                         tl.store(flags_of_rows, _SEVERAL | _STRANGE, mask=rows & (strange != 0))
+                    # first_key: within the loop.
+                    again = first_key & nothing
+                    if CAREFUL:
+                        _, head, tile, split, piece = _place_again(
+                            step + again, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+                        )
+                    else:
+                        head, tile, split = _place(again, tiles, together, all_heads, APART, TURNS)
                     _store(
-                        out, lse, parts, states, head, far_batch, own_head, query, row, split,
-                        rows, maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
-                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, CAREFUL,
+                        out, lse, parts, states, head, tile, split, piece, rows, maximum, total, found, seen,
+                        queries, heads, kv_heads, all_heads, splits, value_dims,
+                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, APART, CAREFUL, False,
                     )  # fmt: skip
             else:
                 begin = tl.full((), 0, tl.int32)
                 several = 0
                 if MASK != 0:
                     # Rows that are not there have no say.
-                    whole = tl.min(tl.where(there, own_whole, keys), 0)
+                    whole = tl.min(tl.where(query < queries, own_whole, keys), 0)
                     begin = tl.min(tl.where(left, own_first, keys), 0)
                     several = (tl.max(tl.where(left, own_first, -1), 0) > begin).to(tl.int32)
                     end = tl.where(several == 0, tl.max(tl.where(left, own_end, 0), 0), 0)
@@ -219,63 +263,22 @@ def attend(
                     maximum, total, found, seen = walk(
                         tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
                         mask_rows, left, first_key, own_first, own_end, begin, end, begin, whole,
-                        keys, k_row, v_row, before, softcap, scale, unit, least, lowest, zero,
-                        key_dims, value_dims,
-                        BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
+                        keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
+                        before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+                        SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
                     )  # fmt: skip
+                if CAREFUL:
+                    _, head, tile, split, piece = _place_again(
+                        step + nothing, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+                    )
+                else:
+                    head, tile, split = _place(nothing, tiles, together, all_heads, APART, TURNS)
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head
                     tl.store(flags + number, several * _SEVERAL | _strange(found) * _STRANGE)
                 _store(
-                    out, lse, parts, states, head, far_batch, own_head, query, row, split,
-                    there, maximum, total, found, seen, queries, heads, all_heads, splits, value_dims,
-                    VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, CAREFUL,
+                    out, lse, parts, states, head, tile, split, piece, left, maximum, total, found, seen,
+                    queries, heads, kv_heads, all_heads, splits, value_dims,
+                    VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, APART, CAREFUL, True,
                 )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["queries", "heads", "kv_heads", "splits"])
-def merge_splits(
-    parts, states, out, lse, queries, heads, kv_heads, splits,
-    VALUE_SIZE: tl.constexpr, VALUE_DIMS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-    BINARY: tl.constexpr, FLAGGED: tl.constexpr, EARLY: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """The states of all splits, in order."""
-    head = tl.program_id(0)
-    batch = (head // kv_heads).to(tl.int64)
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = queries * GROUP
-    row_there = row < rows
-    query = row // GROUP
-    own_head = (head % kv_heads) * GROUP + row % GROUP
-    value_dim = tl.arange(0, VALUE_DIMS)
-    value_dims = value_dim < VALUE_SIZE
-    size = tl.num_programs(0).to(tl.int64) * splits * rows
-    maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    merged = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
-    seen = tl.zeros((BLOCK_M,), tl.int32)
-    if EARLY:
-        cuda.gdc_wait()
-    place = head.to(tl.int64) * splits * rows + row
-    maxima, totals, met = states + place, states + size + place, states + 2 * size + place
-    parts_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
-    for first in range(0, splits, AT_ONCE):
-        # Unrolled: their loads are on the way at once. A split that is not there changes nothing.
-        for step in tl.static_range(AT_ONCE):
-            there = row_there & (first + step < splits)
-            other_maximum = tl.load(maxima, mask=there, other=-float("inf"))
-            other_total = tl.load(totals, mask=there, other=0.0)
-            other_seen = seen
-            if FLAGGED:
-                other_seen = tl.load(met, mask=there, other=0.0).to(tl.int32)
-            part = tl.load(parts_at, mask=there[:, None] & value_dims[None, :], other=0.0)
-            maxima, totals, met = maxima + rows, totals + rows, met + rows
-            parts_at += rows * VALUE_SIZE
-            maximum, total, merged, seen = merge(
-                maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
-            )
-    place = (batch * queries + query) * heads + own_head
-    out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
-    lse_at = lse + (batch * heads + own_head) * queries + query
-    store_rows(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY, False)

@@ -13,14 +13,24 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     row_sum,
     starts_split,
     tanh,
-    unwanted,
 )
+from bi_compile.templates.attention.gpu_products import scores_of, take_in
 from bi_compile.templates.gpu import functions
 
 
 @triton.jit
-def _masked(scores, mask, rows, at, lows, ends, unit, least, lowest, MASK: tl.constexpr, APART: tl.constexpr):
-    """Scores of the keys `at` with the mask, -inf where a key is not there, and which keys are attended."""
+def _below(count):
+    """[M] -> int64 [M]: the lowest bits of a word, so many."""
+    one = tl.full(count.shape, 1, tl.int64)
+    some = (one << tl.minimum(tl.maximum(count, 0), BLOCK - 1).to(tl.int64)) - 1
+    return tl.where(count >= BLOCK, -1, some)
+
+
+@triton.jit
+def _masked(
+    scores, mask, rows, first, key, lows, ends, unit, least, lowest, MASK: tl.constexpr, APART: tl.constexpr
+):
+    """Scores of the keys from `first` on with the mask, -inf where a key is not there; which are attended."""
     if MASK == ADDITIVE:
         # -inf where a key is not there: so it was read.
         add = mask.to(tl.float32)
@@ -28,12 +38,17 @@ def _masked(scores, mask, rows, at, lows, ends, unit, least, lowest, MASK: tl.co
         added = tl.where(add <= lowest, add * factor, tl.fma(add, factor, scores))
         # The lowest numbers would overflow.
         return tl.where((added < least) & (add > -float("inf")), least, added), add > lowest
-    attended = rows[:, None] & (at[None, :] < ends[:, None])
-    if APART:
-        attended = attended & (at[None, :] >= lows[:, None])
     if MASK == BOOLEAN:
-        key = tl.arange(0, BLOCK)
-        attended = attended & (((mask[:, None] >> key[None, :].to(tl.int64)) & 1) != 0)
+        word = mask & _below(ends - first)
+        if APART:
+            word = word & ~_below(lows - first)
+        word = tl.where(rows, word, 0)
+        attended = ((word[:, None] >> key[None, :].to(tl.int64)) & 1) != 0
+    else:
+        at = first + key
+        attended = rows[:, None] & (at[None, :] < ends[:, None])
+        if APART:
+            attended = attended & (at[None, :] >= lows[:, None])
     return tl.where(attended, scores, -float("inf")), attended
 
 
@@ -46,20 +61,18 @@ _ALWAYS = tl.constexpr(2)
 def _blocks(
     state, begin, end, whole_begin, whole_end,
     q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
-    keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
-    BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
-    EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
-    APART: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
+    keys, q_step, k_step, k_stride, v_stride,
+    before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
+    SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
+    MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
+    CAREFUL: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`walk` from a state to the next. MASKED: to which blocks the mask is applied."""
     BLOCK_M: tl.constexpr = q.shape[0]
-    DIMS: tl.constexpr = q.shape[1]
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
-        at = tl.cast(first, tl.int64)
-        there = first + key < keys
         offsets = tl.multiple_of(first - firsts, BLOCK)
         masked = (first < whole_begin) | (first + BLOCK > whole_end)
         # Before the products: the layout of a mask would otherwise become that of the scores.
@@ -78,27 +91,23 @@ def _blocks(
             else:
                 mask_at = mask_rows[:, None] + (offsets + key)[None, :]
                 mask = tl.load(mask_at, mask=meets[:, None], other=-float("inf"))
-        if MAPS:
-            k = tl.reshape(k_map.load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
-        elif EVEN:
-            k = tl.load(k_head + at * k_stride + k_block, mask=there[None, :], other=0.0)
-        else:
-            k_there = key_dims[:, None] & there[None, :]
-            k = tl.load(k_head + at * k_stride + k_block, mask=k_there, other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee")
+        scores = scores_of(
+            q, k_head, k_block, k_map, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
+            tl.cast(zero, tl.int32), SIZE, EVEN, MAPS,
+        )  # fmt: skip
         if NATURAL:
             scores = scores * before
         if CAPPED:
             scores = tanh(functions.divide(scores, tl.zeros_like(scores) + softcap)) * softcap
         if MASKED == _ALWAYS:
             scores, attended = _masked(
-                scores, mask, rows, first + key, lows, ends, unit, least, lowest, MASK, APART
+                scores, mask, rows, first, key, lows, ends, unit, least, lowest, MASK, APART
             )
         elif MASKED == _NEVER:
             if MASK == ADDITIVE:
                 scores = tl.where(scores < least, least, scores)
         elif masked:
-            scores, _ = _masked(scores, mask, rows, first + key, lows, ends, unit, least, lowest, MASK, APART)
+            scores, _ = _masked(scores, mask, rows, first, key, lows, ends, unit, least, lowest, MASK, APART)
         past_maximum, past_total, fresh = maximum, total, False
         if SPLITS:
             fresh = starts_split(offsets) & (first > firsts)
@@ -135,34 +144,28 @@ def _blocks(
             elif not (CAREFUL or APART):
                 # Not after the branch: that would then come before the scores, and wait for the last values.
                 out = out * alpha[:, None]
-        if MAPS:
-            v = tl.reshape(v_map.load([batch, kv_head, first, 0]), (BLOCK, VALUE_DIMS))
-        elif EVEN:
-            v = tl.load(v_head + at * v_stride + v_block, mask=there[:, None], other=0.0)
-        else:
-            v_there = there[:, None] & value_dims[None, :]
-            v = tl.load(v_head + at * v_stride + v_block, mask=v_there, other=0.0)
+        counts = seen
         if CAREFUL:
+            counts = attended | (p != 0)
             out = tl.where(((alpha == 0) & (seen == 0))[:, None], 0.0, out * alpha[:, None])
-            met = tl.where(tl.abs(v.to(tl.float32)) < float("inf"), v, tl.zeros_like(v))
-            out = tl.dot(p.to(v.dtype), met, out, input_precision="ieee")
-            out = unwanted(p, attended | (p != 0), v, out)
             seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
-        else:
-            if APART or not SPLITS:
-                out = out * alpha[:, None]
-            out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+        elif APART or not SPLITS:
+            out = out * alpha[:, None]
+        out = take_in(
+            p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+            EVEN, MAPS, CAREFUL,
+        )  # fmt: skip
     return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
 
 
 @triton.jit
 def walk(
     q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
-    begin, end, whole_begin, whole_end, keys, k_stride, v_stride,
+    begin, end, whole_begin, whole_end, keys, q_step, k_step, k_stride, v_stride,
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
-    BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
-    EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr, CAREFUL: tl.constexpr,
-    APART: tl.constexpr, STAGES: tl.constexpr,
+    SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
+    MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
+    CAREFUL: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state of rows [M] after the keys from begin to end.
 
@@ -187,16 +190,17 @@ def walk(
         state = _blocks(
             state, begin, masked, whole_begin, whole_end,
             q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
-            ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
-            value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART, _NEVER, STAGES,
+            ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
+            key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
+            _NEVER, STAGES,
         )  # fmt: skip
         begin = masked
     # What is read of the mask takes its place in shared memory.
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = _blocks(
         state, begin, end, whole_begin, whole_end,
         q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
-        ends, keys, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero, key_dims,
-        value_dims, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
+        ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
+        key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
         _WHERE_NEEDED if NEEDED else _ALWAYS, 2 if LOOPS and STAGES > 2 else STAGES,
     )  # fmt: skip
     if SPLITS:

@@ -1,0 +1,105 @@
+"""Products of a block of keys in Triton: with queries, and of weights with values; whole or by pieces.
+
+Each number is one chain along its inner dim, whether that is walked in one product or in several. For scalar
+instructions, of which products of fp32 are made, a thread holds all that it multiplies: pieces keep that
+within its registers.
+"""
+
+import triton
+import triton.language as tl
+
+from bi_compile.templates.attention.gpu_arithmetic import BLOCK, unwanted
+
+
+@triton.jit
+def scores_of(
+    q, k_head, k_block, k_map, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims, nothing,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr,
+):  # fmt: skip
+    """Queries [M, D] times the keys from `first` on: [M, BLOCK].
+
+    q: the queries, or where they are multiplied by pieces the addresses of the first; k_block: the offsets of
+    one piece of the keys; q_step, k_step: from one piece to the next.
+    """
+    DIMS: tl.constexpr = q.shape[1]
+    at = tl.cast(first, tl.int64) * k_stride
+    there = first + tl.arange(0, BLOCK) < keys
+    if q.dtype.is_ptr():
+        scores = tl.zeros((q.shape[0], BLOCK), tl.float32)
+        # Not unrolled: all queries would be read ahead of the walk, and kept in registers.
+        PIECES: tl.constexpr = (SIZE + DIMS - 1) // DIMS
+        for piece in range(nothing + PIECES):
+            q_at, k_at = q + piece * q_step, k_head + at + piece * k_step + k_block
+            if EVEN:
+                own = tl.load(q_at, mask=rows[:, None], other=0.0)
+                k = tl.load(k_at, mask=there[None, :], other=0.0)
+            else:
+                dims = piece * DIMS + tl.arange(0, DIMS) < SIZE
+                own = tl.load(q_at, mask=rows[:, None] & dims[None, :], other=0.0)
+                k = tl.load(k_at, mask=dims[:, None] & there[None, :], other=0.0)
+            scores = tl.dot(own, k, scores, input_precision="ieee")
+        return scores
+    else:
+        if MAPS:
+            k = tl.reshape(k_map.load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
+        elif EVEN:
+            k = tl.load(k_head + at + k_block, mask=there[None, :], other=0.0)
+        else:
+            k = tl.load(k_head + at + k_block, mask=key_dims[:, None] & there[None, :], other=0.0)
+        return tl.dot(q, k, input_precision="ieee")
+
+
+@triton.jit
+def values_from(
+    v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+    EVEN: tl.constexpr, MAPS: tl.constexpr,
+):  # fmt: skip
+    """The values from key `first` on: [keys of v_block, D]."""
+    KEYS: tl.constexpr = v_block.shape[0]
+    at = v_head + tl.cast(first, tl.int64) * v_stride + v_block
+    there = first + tl.arange(0, KEYS) < keys
+    if MAPS:
+        return tl.reshape(v_map.load([batch, kv_head, first, 0]), (KEYS, value_dims.shape[0]))
+    elif EVEN:
+        return tl.load(at, mask=there[:, None], other=0.0)
+    else:
+        return tl.load(at, mask=there[:, None] & value_dims[None, :], other=0.0)
+
+
+@triton.jit
+def _halves(x):
+    """[M, K] -> its first and its last columns."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def take_in(
+    p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+    EVEN: tl.constexpr, MAPS: tl.constexpr, CAREFUL: tl.constexpr,
+):  # fmt: skip
+    """out [M, D] and weights [M, K] times the values of K keys, as many at a time as v_block has.
+
+    CAREFUL: values may be non-finite, and counts [M, K] tells which keys take part in a row.
+    """
+    if v_block.shape[0] < p.shape[1]:
+        near, far = _halves(p)
+        near_counts, far_counts = counts, counts
+        if CAREFUL:
+            near_counts, far_counts = _halves(counts)
+        out = take_in(
+            near, near_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+            EVEN, MAPS, CAREFUL,
+        )  # fmt: skip
+        first += near.shape[1]
+        return take_in(
+            far, far_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+            EVEN, MAPS, CAREFUL,
+        )  # fmt: skip
+    else:
+        v = values_from(v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS)
+        if CAREFUL:
+            met = tl.where(tl.abs(v.to(tl.float32)) < float("inf"), v, tl.zeros_like(v))
+            out = tl.dot(p.to(v.dtype), met, out, input_precision="ieee")
+            return unwanted(p, counts, v, out)
+        else:
+            return tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
