@@ -79,6 +79,12 @@ def test_heads_that_are_multiplied_by_pieces():
     check(*inputs(1, 1, 1, 2, 33, 96, 130), is_causal=True)
 
 
+def test_heads_above_256():
+    """16 bits: queries and keys 128 numbers at a time. A prefill once asked for too much shared memory."""
+    check(*inputs(1, 2, 1, 3, 70, 264, 300, BF16))
+    check(*inputs(1, 1, 1, 33, 33, 300, 20, BF16), is_causal=True)
+
+
 def test_heads_that_come_in_turns():
     """Nine of them, eight at a time: their tiles, the longest first."""
     check(*inputs(3, 3, 3, 35, 35, 4, 4, BF16), is_causal=True)

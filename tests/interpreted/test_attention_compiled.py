@@ -117,6 +117,16 @@ def test_every_tile_multiplies_in_one_order(capability):
     assert {kind for _, _, kind, *_ in rows} >= {"walk", "careful", "merge_splits"}
 
 
+@pytest.mark.parametrize("capability", [86, 90])
+def test_heads_of_512_fit_shared_memory(capability):
+    cases = [("bfloat16", 512, *PREFILL), ("bfloat16", 512, *WINDOW), ("float32", 512, *PREFILL)]
+    for dtype, _, kind, pieces, order, *_ in json.loads(
+        run_compiled(_BUILD.format(capability=capability, cases=cases))
+    ):
+        if kind in ("walk", "apart", "careful"):
+            assert order == _order(dtype, pieces, kind == "careful")
+
+
 def _order(dtype: str, pieces: list[int], careful: bool) -> str:
     """The steps of a kernel: a product that is added to one before it continues its chain.
 

@@ -64,6 +64,8 @@ class Tile:
             # Few warps wait less for each other, but what they multiply has to fit their registers.
             few = rows <= 4 and dims <= (64 if added else 128)
             return cls(min(16, max(4, power_of_two(rows))), 4 if few else 8, 1)
+        if dims > 256:
+            return cls(16, 8, 1)
         if rows <= 16:
             two_blocks = 2 * BLOCK * 2 * dims * 2
             stages = 2 if many or two_blocks + 2**14 > memory else 3
@@ -83,7 +85,7 @@ class Tile:
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if dims > 128:
-            return cls(16, 4, 2)
+            return cls(16, 4, 2) if dims <= 256 else cls(16, 8, 1)
         if group > 2 and maps and not small:
             return cls(64, 4, 2)
         return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
@@ -108,7 +110,7 @@ class Pieces(NamedTuple):
         if careful:
             return cls(min(dims, 64 if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
         if dtype != torch.float32:
-            return cls(dims, value_dims, BLOCK)
+            return cls(dims if max(dims, value_dims) <= 256 else min(dims, 128), value_dims, BLOCK)
         # A product takes 16 keys at least.
         return cls(min(dims, 2**10 // rows), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
 
@@ -209,7 +211,8 @@ def attention(
     # Tensor cores multiply at least 16 columns.
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
     binary = q.dtype != torch.float32
-    maps = binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
+    # Larger heads are multiplied by pieces.
+    maps = max(dims, value_dims) <= 256 and binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
     processors, splits = _multiprocessors(q), splits_of(keys)
     many = batch * kv_heads >= 2 * processors
     small = _has_tensor_memory(q)
