@@ -24,7 +24,7 @@ from bi_compile.templates.contraction import bf16_order
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "out" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
-TIMEOUT = 600
+TIMEOUT = 1800
 DTYPES = ("fp32", "bf16")
 
 _HEAD = """\
