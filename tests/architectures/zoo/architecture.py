@@ -9,6 +9,15 @@ import torch
 VOCABULARY = 97
 LENGTH = 11
 """Tokens of the longest sample: odd, so that no row count is a multiple of a vector."""
+ENCODER_DECODER = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 118,
+    "decoder_ffn_dim": 118,
+}
+"""Settings that many encoder-decoders share."""
 
 
 @dataclass(frozen=True)

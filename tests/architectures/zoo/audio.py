@@ -1,6 +1,6 @@
 """Speech, sound and time series."""
 
-from tests.architectures.zoo.architecture import VOCABULARY, Architecture
+from tests.architectures.zoo.architecture import ENCODER_DECODER, VOCABULARY, Architecture
 
 _WAVES = {
     "hidden_size": 60,
@@ -99,12 +99,7 @@ AUDIO = (
         {
             "vocab_size": VOCABULARY,
             "d_model": 60,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 118,
-            "decoder_ffn_dim": 118,
+            **ENCODER_DECODER,
             "num_mel_bins": 16,
             "max_source_positions": 20,
             "max_target_positions": 16,

@@ -1,6 +1,6 @@
 """Object detection: a set of queries finds what is in an image."""
 
-from tests.architectures.zoo.architecture import Architecture
+from tests.architectures.zoo.architecture import ENCODER_DECODER, Architecture
 
 _STAGES = {
     "embedding_size": 12,
@@ -8,16 +8,7 @@ _STAGES = {
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
 }
-_HEADS = {
-    "d_model": 64,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 118,
-    "decoder_ffn_dim": 118,
-    "num_queries": 7,
-}
+_HEADS = {"d_model": 64, "num_queries": 7, **ENCODER_DECODER}
 
 
 def _backbone(*features: str) -> dict:

@@ -1,16 +1,11 @@
 """Encoder-decoders of text."""
 
-from tests.architectures.zoo.architecture import VOCABULARY, Architecture
+from tests.architectures.zoo.architecture import ENCODER_DECODER, VOCABULARY, Architecture
 
 _BART = {
     "vocab_size": VOCABULARY,
     "d_model": 60,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 118,
-    "decoder_ffn_dim": 118,
+    **ENCODER_DECODER,
     "max_position_embeddings": 32,
     "pad_token_id": 0,
     "bos_token_id": 1,
