@@ -26,7 +26,7 @@ def found(capability: int) -> dict[str, list]:
     for name, (kernel, warps, options) in kernels.items():
         types = {"x": "*fp32", "out": "*i32" if kernel is _flag else "*fp32"}
         compiled = ahead.compile_kernel(
-            kernel, capability, types, {"N": 2048}, warps=warps, stages=1, **options
+            kernel, capability, types, {"N": 2048}, num_warps=warps, num_stages=1, **options
         )
         try:
             rows[name] = [str(certified(compiled)), True]

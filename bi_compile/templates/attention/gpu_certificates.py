@@ -31,5 +31,7 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
         "CAREFUL": False, "TILES": 1, "ROWS_OF_TILE": tile.rows, "IN_TURNS": False, "EARLY": capability >= 90,
         "FEW": False, "STAGES": tile.stages, "q_dim": 1, "k_dim": 1, "v_dim": 1,
     }  # fmt: skip
-    kernel = compile_kernel(attend, capability, types, constants, warps=tile.warps, stages=tile.stages)
+    kernel = compile_kernel(
+        attend, capability, types, constants, num_warps=tile.warps, num_stages=tile.stages
+    )
     return certified(kernel)

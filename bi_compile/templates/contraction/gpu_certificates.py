@@ -80,7 +80,8 @@ def compile_product(
     else:
         kernel = kernels.product
         constants |= {"a_k": 1, "b_k": 1, "EVEN_K": True}
-    return _compile(kernel, config, capability, form, types, constants, **options)
+    options = config.options(capability, form) | options
+    return compile_kernel(kernel, capability, types, constants, **options)
 
 
 def compile_adding(
@@ -96,7 +97,7 @@ def compile_adding(
     types |= dict.fromkeys(("c", "other", "out"), f"*{_NAMES[dtype]}")
     constants = {"BLOCK": 1024, "SCALE": scale, "ADDEND": addend, "c_column": 1}
     constants |= {"EPILOGUE": function(program, dtype)}
-    return compile_kernel(kernels.add_chunks, capability, types, constants, warps=4, stages=3)
+    return compile_kernel(kernels.add_chunks, capability, types, constants, num_warps=4, num_stages=3)
 
 
 def compile_finishing(dtype: torch.dtype, capability: int, program: str) -> Any:
@@ -104,7 +105,7 @@ def compile_finishing(dtype: torch.dtype, capability: int, program: str) -> Any:
     types = dict.fromkeys("batch M N".split(), "i32")
     types |= dict.fromkeys(("rounded", "other", "out"), f"*{_NAMES[dtype]}")
     constants = {"BLOCK": 1024, "EPILOGUE": function(program, dtype)}
-    return compile_kernel(kernels.finish, capability, types, constants, warps=4, stages=3)
+    return compile_kernel(kernels.finish, capability, types, constants, num_warps=4, num_stages=3)
 
 
 def order_grouped(
@@ -138,18 +139,4 @@ def compile_grouped(
         kernel = grouped.grouped_product
         constants |= {"CUT": cut, "EVEN_K": cut != "K"}
         constants |= {"a_row": 1, "b_column": 1} if cut == "K" else {"a_k": 1, "b_k": 1}
-    return _compile(kernel, config, capability, "one", types, constants)
-
-
-def _compile(
-    kernel: Any,
-    config: Config,
-    capability: int,
-    form: str,
-    types: dict[str, str],
-    constants: dict[str, Any],
-    **options: Any,
-) -> Any:
-    given = config.options(capability, form) | options
-    warps, stages = given.pop("num_warps"), given.pop("num_stages")
-    return compile_kernel(kernel, capability, types, constants, warps=warps, stages=stages, **given)
+    return compile_kernel(kernel, capability, types, constants, **config.options(capability))

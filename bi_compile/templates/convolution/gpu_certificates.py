@@ -34,11 +34,7 @@ def compile_convolution(tile: Tile, dtype: torch.dtype, capability: int, chunked
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
     }  # fmt: skip
     types = dict.fromkeys(kernels.correlate.arg_names, "i32") | dict.fromkeys(tensors, f"*{_NAMES[dtype]}")
-    options = tile.options(capability)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    return compile_kernel(
-        kernels.correlate, capability, types, constants, warps=warps, stages=stages, **options
-    )
+    return compile_kernel(kernels.correlate, capability, types, constants, **tile.options(capability))
 
 
 def order_depthwise(block: Block, dtype: torch.dtype, capability: int) -> Certificate:
@@ -55,4 +51,4 @@ def compile_depthwise(block: Block, dtype: torch.dtype, capability: int, taps: i
         "ROWS": block.rows, "SPAN": block.rows + taps - 1,
     }  # fmt: skip
     types = dict.fromkeys(depthwise.arg_names, "i32") | dict.fromkeys(tensors, f"*{_NAMES[dtype]}")
-    return compile_kernel(depthwise, capability, types, constants, warps=block.warps, stages=3)
+    return compile_kernel(depthwise, capability, types, constants, num_warps=block.warps, num_stages=3)

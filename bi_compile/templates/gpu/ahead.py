@@ -34,8 +34,8 @@ def compile_kernel(
     types: Mapping[str, str],
     constants: Mapping[str, Any],
     *,
-    warps: int,
-    stages: int,
+    num_warps: int,
+    num_stages: int,
     **options: Any,
 ) -> Any:
     """The compiled kernel (`.asm["ttgir"]`, `.asm["ptx"]`, `.metadata`) for a capability such as 90, Hopper.
@@ -51,7 +51,7 @@ def compile_kernel(
         (i,): aligned for i, kind in enumerate(signature.values()) if kind.startswith("*") or kind == "i32"
     }
     source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
-    options = {"num_warps": warps, "num_stages": stages, **COMPILATION, **options}
+    options = {"num_warps": num_warps, "num_stages": num_stages, **COMPILATION, **options}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -69,8 +69,8 @@ def compile_launch(launch: Launch, capability: int, *tensors: torch.dtype) -> An
         elif value is not None:
             types[parameter.name] = "i32"
     options = {name: value for name, value in given.items() if name not in COMPILATION}
-    warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
-    return compile_kernel(kernel, capability, types, constants, warps=warps, stages=stages, **options)
+    options = {"num_warps": 4, "num_stages": 3} | options
+    return compile_kernel(kernel, capability, types, constants, **options)
 
 
 def resources(compiled: Any) -> Resources:

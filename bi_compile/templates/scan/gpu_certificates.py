@@ -13,4 +13,4 @@ def order(op: str, dtype: torch.dtype, capability: int) -> Steps:
     """op: one of _KINDS. Raises ValueError where its steps leave an order open."""
     types = dict.fromkeys(("lines", "n", "stride"), "i32") | dict.fromkeys(("x", "out"), f"*{NAMES[dtype]}")
     constants = {"KIND": _KINDS[op], "LINES": _LINES, "AHEAD": _AHEAD}
-    return certified(compile_kernel(_scan, capability, types, constants, warps=1, stages=3))
+    return certified(compile_kernel(_scan, capability, types, constants, num_warps=1, num_stages=3))

@@ -13,4 +13,4 @@ def order(op: str, dtype: torch.dtype, capability: int) -> Steps:
     types |= dict.fromkeys(("x", "src", "out"), f"*{NAMES[dtype]}")
     types |= dict.fromkeys(("order", "starts"), "*i64")
     constants = {"REDUCE": "sum", "INCLUDE_SELF": True, "ALIKE": True, "BLOCK": _BLOCK}
-    return certified(compile_kernel(_chains, capability, types, constants, warps=4, stages=3))
+    return certified(compile_kernel(_chains, capability, types, constants, num_warps=4, num_stages=3))
