@@ -125,8 +125,8 @@ def _product(kernel: Kernel, dtype: torch.dtype, chunked: bool) -> str:
     from bi_compile.templates.contraction import gpu_certificates as products
     from bi_compile.templates.contraction.gpu_configs import POINTERS, POINTERS_FP32
 
-    # Large enough for every architecture's own family of instructions, and shipped for all.
-    config = (POINTERS_FP32[2] if dtype == torch.float32 else POINTERS[4]).config
+    # Large enough for every architecture's own family of instructions; before Hopper the last is another.
+    config = (POINTERS_FP32 if dtype == torch.float32 else POINTERS)[-2].config
     if kernel.form:
         long = chunked or kernel.form == "K"
         return str(products.order_grouped(config, dtype, kernel.capability, kernel.form, long))

@@ -112,8 +112,8 @@ def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:
                 order = str(gpu_certificates.order_grouped(config, dtype, capability, cut, chunked))
             except ValueError as error:
                 order = f"unknown: {error}"
-            bytes = spilled(compiled, config, chunked)
-            rows.append({"config": list(config), "chunked": chunked, "order": order, "spilled": bytes})
+            found = spilled(compiled, config, chunked)
+            rows.append({"config": list(config), "chunked": chunked, "order": order, "spilled": found})
     return rows
 
 

@@ -13,7 +13,7 @@ from bi_compile.templates.attention.contract import refuse_dtype
 from bi_compile.templates.attention.gpu_kernels import attend
 from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.attention.gpu_merge import merge_splits
-from bi_compile.templates.gpu.device import COMPILATION, processor
+from bi_compile.templates.gpu.device import ALL_REGISTERS, COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
 
@@ -268,7 +268,7 @@ def attention(
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
-            **({"maxnreg": 255} if careful else {}),
+            **(ALL_REGISTERS if careful else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from bi_compile.templates.attention.gpu_arithmetic import BLOCK, unwanted
+from bi_compile.templates.gpu.pieces import halves
 
 
 @triton.jit
@@ -67,12 +68,6 @@ def values_from(
 
 
 @triton.jit
-def _halves(x):
-    """[M, K] -> its first and its last columns."""
-    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
 def take_in(
     p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
     EVEN: tl.constexpr, MAPS: tl.constexpr, CAREFUL: tl.constexpr,
@@ -82,10 +77,10 @@ def take_in(
     CAREFUL: values may be non-finite, and counts [M, K] tells which keys take part in a row.
     """
     if v_block.shape[0] < p.shape[1]:
-        near, far = _halves(p)
+        near, far = halves(p)
         near_counts, far_counts = counts, counts
         if CAREFUL:
-            near_counts, far_counts = _halves(counts)
+            near_counts, far_counts = halves(counts)
         out = take_in(
             near, near_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
             EVEN, MAPS, CAREFUL,

@@ -98,7 +98,7 @@ class _Expressions:
 
     def _carry(self, loop: Loop, key: int | str) -> str | None:
         """The name of a sum that is being followed."""
-        return next((f"carry{i}" for i, sum in enumerate(self.open) if sum == (loop, key)), None)
+        return next((f"carry{i}" for i, followed in enumerate(self.open) if followed == (loop, key)), None)
 
     def _loop(self, loop: Loop, key: int | str, last: tuple[str, str] | None = None) -> str:
         """What a loop makes of a value, or of a buffer in tensor memory.
