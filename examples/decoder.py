@@ -32,17 +32,31 @@ class Sizes:
     batch: int = 8
 
 
+class Linear(nn.Linear):
+    """Without bias. Sums in fp32 and rounds to the dtype of x, as GPUs do.
+
+    So stock PyTorch's order of addition depends on the batch on every CPU: on some it has one order for
+    products of fp16 and bf16.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        return F.linear(x.float(), self.weight.float()).to(x.dtype)
+
+
 class Layer(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.heads, self.kv_heads = sizes.heads, sizes.kv_heads
         self.head = sizes.width // sizes.heads
         self.before_attention = nn.RMSNorm(sizes.width)
-        self.qkv = nn.Linear(sizes.width, (sizes.heads + 2 * sizes.kv_heads) * self.head, bias=False)
-        self.out = nn.Linear(sizes.width, sizes.width, bias=False)
+        self.qkv = Linear(sizes.width, (sizes.heads + 2 * sizes.kv_heads) * self.head)
+        self.out = Linear(sizes.width, sizes.width)
         self.before_feed = nn.RMSNorm(sizes.width)
-        self.gate_up = nn.Linear(sizes.width, 2 * sizes.hidden, bias=False)
-        self.down = nn.Linear(sizes.hidden, sizes.width, bias=False)
+        self.gate_up = Linear(sizes.width, 2 * sizes.hidden)
+        self.down = Linear(sizes.hidden, sizes.width)
 
     def forward(self, x, turn, positions, mask, cache):
         rows, length, width = x.shape
@@ -77,7 +91,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(sizes.vocabulary, sizes.width)
         self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
         self.norm = nn.RMSNorm(sizes.width)
-        self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+        self.head = Linear(sizes.width, sizes.vocabulary)
         size = sizes.width // sizes.heads
         angles = torch.outer(torch.arange(sizes.context), 10_000 ** (-torch.arange(0, size, 2) / size))
         # No buffers: the rotations stay fp32 whatever the weights are.

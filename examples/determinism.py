@@ -32,12 +32,14 @@ from rich.table import Table
 from serving import Request, Server
 
 ARMS = {"eager": "stock eager", "inductor": "stock Inductor", "ours": "bi_compile"}
-BACKENDS = {"eager": None, "inductor": "inductor", "ours": "batch_invariant"}
+# Inductor rounds where eager PyTorch does: else what Linear rounds stays fp32 from one product to the next.
+ROUNDS = {"emulate_precision_casts": True}
+COMPILED = {"inductor": {"backend": "inductor", "options": ROUNDS}, "ours": {"backend": "batch_invariant"}}
 OTHERS = "Create a file object. Raise ValueError if the argument is not a string, else return its items."
 SEED = 42
 Forward = Callable[..., torch.Tensor]
 """A model, compiled or as it is."""
-CANDIDATES, CLOSEST, BATCHES, PROMPT_LENGTH = 2048, 144, (1, 3, 24), 32
+CANDIDATES, CLOSEST, COPIES, PROMPT_LENGTH = 2048, 64, 12, 32
 
 
 @dataclass
@@ -77,13 +79,12 @@ def main() -> int:
         progress.update(training, completed=sizes.steps)
         model = model.to(getattr(torch, args.dtype))
         forwards = {
-            arm: torch.compile(model, backend=BACKENDS[arm], dynamic=True) if BACKENDS[arm] else model
+            arm: torch.compile(model, dynamic=True, **COMPILED[arm]) if arm in COMPILED else model
             for arm in args.arms
         }
-        searching = progress.add_task("finding a prompt", total=CLOSEST)
         stock = [forwards[arm] for arm in args.arms if arm != "ours"]
-        prompt = sensitive_prompt(model, stock, args.tokens, lambda: progress.advance(searching))
-        progress.update(searching, completed=CLOSEST)
+        searching = progress.add_task("finding a prompt", total=len(stock) * CLOSEST * COPIES)
+        prompt = sensitive_prompt(model, stock, args.tokens, args.slots, lambda: progress.advance(searching))
         results = {}
         for arm in args.arms:
             for temperature in args.temperatures:
@@ -115,48 +116,45 @@ def sensitive_prompt(
     model: Decoder,
     forwards: Sequence[Forward],
     tokens: int,
+    slots: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[int]:
-    """A beginning of a documentation string that stock PyTorch completes otherwise alone than among others.
+    """A beginning of a documentation string that stock PyTorch completes otherwise from one load to another.
 
-    forwards: the arms of stock PyTorch. Of CANDIDATES beginnings those with the closest calls between two
-    tokens are completed alone and in batches; the first that differs in every arm is taken, else the closest
-    call. A model of this size is sure of most characters, a large one is unsure in every long text.
+    forwards: the arms of stock PyTorch. Of CANDIDATES beginnings the CLOSEST, by the closest call between two
+    tokens, are completed COPIES times each by every arm's server; the one is taken whose completions differ
+    in most arms, and most often. A model of this size is sure of most characters, a large one is unsure in
+    every long text.
     """
     paragraphs = [p for p in documentation().split("\n\n") if len(p) > PROMPT_LENGTH]
     chosen = random.Random(0).sample(paragraphs, CANDIDATES)
     prompts = torch.tensor([encode(p[:PROMPT_LENGTH]) for p in chosen])
-    prompts = prompts[_greedy(model, model, prompts, tokens)[1].argsort()[:CLOSEST]]
-    for group in prompts.split(max(BATCHES)):
-        differing = group if forwards else group[:0]
-        for forward in forwards:
-            found = [
-                torch.cat([_greedy(model, forward, part, tokens)[0] for part in differing.split(size)])
-                for size in BATCHES
-            ]
-            differing = differing[(torch.stack(found) != found[0]).any(-1).any(0)]
-            if not len(differing):
-                break
-        for _ in group:
-            tick()
-        if len(differing):
-            return differing[0].tolist()
-    return prompts[0].tolist()
+    prompts = prompts[_closest_calls(model, prompts, tokens).argsort()[:CLOSEST]].tolist()
+    others = [0] * CLOSEST
+    arms = [0] * CLOSEST
+    for forward in forwards:
+        requests = [[Request(prompt, tokens) for _ in range(COPIES)] for prompt in prompts]
+        mixed = [request for same in requests for request in same]
+        random.Random(0).shuffle(mixed)
+        server = Server(model, forward, slots=slots, regime=tokens, temperature=0, draw=random.Random(0))
+        server.run(mixed, lambda request: tick())
+        for i, same in enumerate(requests):
+            counts = Counter(decode(request.tokens) for request in same)
+            others[i] += COPIES - max(counts.values())
+            arms[i] += len(counts) > 1
+    return prompts[max(range(CLOSEST), key=lambda i: (arms[i], others[i]))]
 
 
-def _greedy(
-    model: Decoder, forward: Forward, prompts: torch.Tensor, tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Completions [rows, tokens] and the least margin between the best two tokens of each."""
+def _closest_calls(model: Decoder, prompts: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Of each prompt's greedy completion the least margin between the best two tokens [rows]."""
     cache = model.empty_cache(len(prompts))
-    logits = forward(prompts, torch.arange(PROMPT_LENGTH).expand_as(prompts), cache)[:, -1]
-    margins, found = torch.full((len(prompts),), torch.inf), []
+    logits = model(prompts, torch.arange(PROMPT_LENGTH).expand_as(prompts), cache)[:, -1]
+    margins = torch.full((len(prompts),), torch.inf)
     for at in range(PROMPT_LENGTH, PROMPT_LENGTH + tokens):
-        best = logits.topk(2).values
-        margins = torch.minimum(margins, best[:, 0] - best[:, 1])
-        found.append(logits.argmax(-1, keepdim=True))
-        logits = forward(found[-1], torch.full_like(found[-1], at), cache)[:, -1]
-    return torch.cat(found, 1), margins
+        best = logits.topk(2)
+        margins = torch.minimum(margins, best.values[:, 0] - best.values[:, 1])
+        logits = model(best.indices[:, :1], torch.full((len(prompts), 1), at), cache)[:, -1]
+    return margins
 
 
 @torch.no_grad()

@@ -167,7 +167,8 @@ def processor() -> str:
 
 
 def machine() -> str:
-    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s'[: threads - 1]}, torch {torch.__version__}"
 
 
 def _arguments() -> argparse.Namespace:

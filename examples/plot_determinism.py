@@ -40,6 +40,7 @@ def save_plot(path: Path, results: dict, arms: dict[str, str], completions: int,
             )
         axes.set_yticks(range(len(shown)), [arms[arm] for arm in shown])
         axes.set_xlim(0, completions * 1.5)
+        axes.set_xticks([completions * i // 4 for i in range(5)])
         axes.set_title(f"temperature {temperature:g}", loc="left", fontsize=10)
         axes.set_xlabel("completions", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

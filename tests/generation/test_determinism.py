@@ -1,5 +1,6 @@
 """The experiment of examples/determinism.py in small: random weights, few completions among others."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 import bi_compile
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
+import determinism
 from decoder import Decoder, Sizes, encode
-from determinism import measure
+from determinism import measure, sensitive_prompt
 
 PROMPT = encode("Return a list of all")
 SIZES = Sizes(width=60, layers=2, heads=6, kv_heads=2, hidden=118, context=96)
@@ -37,3 +39,29 @@ def test_stock_logits_change():
     stock = model(torch.float32)
     found = measure(stock, stock, PROMPT, 0.0, completions=8, tokens=40, slots=6)
     assert found.logits_changed + found.unlike_forward > 0
+
+
+def test_the_prompt_is_one_of_the_closest_calls(monkeypatch):
+    monkeypatch.setattr(determinism, "CANDIDATES", 40)
+    monkeypatch.setattr(determinism, "CLOSEST", 3)
+    monkeypatch.setattr(determinism, "COPIES", 4)
+    stock, seen = model(torch.float32), []
+    closest = determinism._closest_calls
+
+    def watched(model, prompts, tokens):
+        seen.append((prompts, closest(model, prompts, tokens)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(determinism, "_closest_calls", watched)
+    calls = itertools.count()
+
+    def wavering(ids, positions, cache):
+        return stock(ids, positions, cache).roll(next(calls) % 2, dims=-1)
+
+    ticks = []
+    found = sensitive_prompt(stock, [wavering, stock], 16, 6, lambda: ticks.append(1))
+    prompts, margins = seen[0]
+    order = prompts[margins.argsort()].tolist()
+    assert found in order[:3]
+    assert len(ticks) == 2 * 3 * 4
+    assert sensitive_prompt(stock, [stock], 16, 6) == order[0], "none wavers: the closest call"
