@@ -29,7 +29,7 @@ def run(q, k, v, mask=None, is_causal=False, softcap=0.0):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("size", [8, 80, 256])
+@pytest.mark.parametrize("size", [8, 80, 256, 264, 512])
 def test_close_to_float64(dtype, size):
     q, k, v = inputs(2, 4, 2, 37, 1100, size, size, dtype)
     mask = torch.rand(2, 1, 37, 1100, device="cuda") > 0.3
@@ -131,6 +131,20 @@ def test_full_forward_chunks_and_decoding_agree(dtype):
     chunk = torch.ones(300, 1300, dtype=torch.bool, device="cuda").tril(1000)
     found = run(q[:, :, 1000:], k, v, chunk.expand(2, 1, 300, 1300))
     assert_same_bits(found, whole[:, :, 1000:].contiguous(), "chunk")
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("size", [264, 320, 512])
+def test_large_heads_agree_in_forward_chunks_and_decoding(dtype, size):
+    q, k, v = inputs(2, 2, 1, 520, 520, size, size, dtype)
+    whole = run(q, k, v, is_causal=True)
+    assert_same_bits(run(q[:1], k[:1], v[:1], is_causal=True), whole[:1].contiguous(), "alone")
+    for i in (0, 1, 64, 255, 256, 511, 512, 519):
+        row = run(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
+        assert_same_bits(row, whole[:, :, i : i + 1].contiguous(), f"query {i}")
+    chunk = torch.ones(120, 520, dtype=torch.bool, device="cuda").tril(400)
+    found = run(q[:, :, 400:], k, v, chunk.expand(2, 1, 120, 520))
+    assert_same_bits(found, whole[:, :, 400:].contiguous(), "chunk")
 
 
 @EACH_DTYPE
