@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from bi_compile import allowed, dynamo, inductor
+from bi_compile import allowed, dynamo, dynamo_sizes, inductor
 from bi_compile.analysis.flow import follow
 from bi_compile.batch import Dims, batch_dims
 from bi_compile.debug import Dump
@@ -47,13 +47,14 @@ def batch_invariant(
     inductor.require_compiler()
     dynamo.watch_recompile_limit()
     dynamo.notice_flushed_subnormals()
-    inductor.make_batch_dynamic(module)
+    dynamo_sizes.make_batch_dynamic(module)
     record_compilation()
+    questions = dynamo.tell_questions(module.graph)
 
-    inputs = user_inputs(module)
+    inputs = user_inputs(module.graph)
     dims = batch_dims([entry.tensor for entry in inputs])
     guesses = tuple(entry.shared_by_guess(own) for entry, own in zip(inputs, dims, strict=True))
-    dump = Dump(parsed.dump, module, dims)
+    dump = Dump(parsed.dump, module, dims, questions)
     dump.graph("captured", module.graph)
     capture(module)
     dump.graph("whole_ops", module.graph)

@@ -15,6 +15,7 @@ from typing import Any
 import bi_compile
 from bi_compile.errors import BatchInvariantError, FactoryError
 from bi_compile.progress import Progress
+from bi_compile.report import collect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,12 +179,15 @@ def check(
     with Progress() as progress, torch.no_grad():
         progress.step("tracing")
         report = bi_compile.explain(model)(*inputs, **named)
-        if page is not None:
-            report.html(page)
         if report.refused or report.error:
             result = {"passed": False, "message": "not checked: it does not compile"}
         else:
-            result = _compare(model, inputs, named, progress)
+            with collect() as compared:
+                result = _compare(model, inputs, named, progress)
+            # A number that crosses a graph break is a symbol from the second size of the batch on.
+            report.questions += [asked for asked in compared.questions if asked not in report.questions]
+        if page is not None:
+            report.html(page)
     good = bool(result["passed"]) and not report.leaks
     if as_json:
         print(json.dumps({**json.loads(report.json()), "check": result}, indent=2))

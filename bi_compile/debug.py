@@ -15,7 +15,7 @@ from torch import fx
 from bi_compile import inductor
 from bi_compile.analysis.flow import BatchFlow
 from bi_compile.inputs import batch_symbols, user_inputs
-from bi_compile.report import Graph, Report, Verdict
+from bi_compile.report import Graph, Question, Report, Verdict
 from bi_compile.report.code import annotated
 from bi_compile.report.graphs import describe
 from bi_compile.report.orders import orders
@@ -27,15 +27,23 @@ class Dump:
     """Shows the stages of one compilation, where anybody asked for them.
 
     folder: below which files are written, or None. dims: the batch dims of the inputs of `module`.
+    questions: what was asked of the batch's size on the way to it.
     """
 
-    def __init__(self, folder: str | None, module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        folder: str | None,
+        module: fx.GraphModule,
+        dims: Sequence[Sequence[int]],
+        questions: Sequence[Question] = (),
+    ) -> None:
         self._folder = _new_folder(Path(folder)) if folder else None
-        self._inputs = user_inputs(module)
+        self._inputs = user_inputs(module.graph)
         self._batch = batch_symbols(module, dims)
         self._number = itertools.count()
         self._last = ""
         self._report = Report(f"compilation {self._folder.name}" if self._folder else "compilation")
+        self._report.questions += questions
 
     @property
     def on(self) -> bool:

@@ -1,6 +1,6 @@
 """Dynamo, and what it runs without asking a backend.
 
-Its privates are named here and in `dynamo_tracing`, and nowhere else.
+Its privates are named here, in `dynamo_tracing` and in `dynamo_sizes`, and nowhere else.
 
 Dynamo hands a backend the graphs it captured. The rest of a compiled function (a frame it skips, the call at
 which a graph ended, all of it once a stance or a setting says so) runs as ordinary PyTorch code. The hooks
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bi_compile.dynamo_sizes import Asked, about_the_batch, current_trace, inputs_of, watch_sizes
 from bi_compile.dynamo_tracing import trace_whole_ops
-from bi_compile.errors import BatchInvariantError, LeakWarning, RecompileLimitError
-from bi_compile.report import Break, Leak, record_break, record_leak
+from bi_compile.errors import BatchInvariantError, BatchSizeWarning, LeakWarning, RecompileLimitError
+from bi_compile.report import Break, Leak, Question, among, record_break, record_leak, record_question
 
 
 @dataclass
@@ -34,6 +36,8 @@ class _Attempt:
     """One frame on its way through Dynamo."""
 
     breaks: list[tuple[str, Sequence[traceback.FrameSummary]]] = field(default_factory=list)
+    questions: list[Asked] = field(default_factory=list)
+    compiling: bool = False
     error: Exception | None = None
     asked: bool = False
     captured: bool = False
@@ -53,7 +57,7 @@ _thread = _Thread()
 _backend: Callable[..., Any] | None = None
 _outside: type[TorchDispatchMode] | None = None
 _leaves_graphs = False
-_warned: set[Leak] = set()
+_warned: set[Leak | str | None] = set()
 
 
 def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None:
@@ -71,6 +75,10 @@ def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
     _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
     trace_whole_ops(_is_tracing)
+    watch_sizes(
+        lambda: _is_tracing() and not _thread.attempts[-1].compiling,
+        lambda asked: _thread.attempts[-1].questions.append(asked),
+    )
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         leak("disabled", "every compiled function runs as stock PyTorch: TORCHDYNAMO_DISABLE=1")
 
@@ -215,6 +223,7 @@ def _capture(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwa
 def _report(attempt: _Attempt, frame: Any) -> None:
     """Act on what became of a frame: Dynamo has swallowed its errors."""
     global _leaves_graphs
+    _tell_questions(attempt)
     error = attempt.error
     refusal = getattr(error, "inner_exception", error)
     if error is not None and isinstance(refusal, BatchInvariantError):
@@ -236,6 +245,30 @@ def _report(attempt: _Attempt, frame: Any) -> None:
         _compute_outside_graphs()
 
 
+def tell_questions(graph: fx.Graph) -> list[Question]:
+    """Report what was asked of the batch's size on the way to `graph`, which is being compiled."""
+    if not _thread.attempts:
+        return []
+    _thread.attempts[-1].compiling = True
+    return _tell_questions(_thread.attempts[-1], graph)
+
+
+def _tell_questions(attempt: _Attempt, graph: fx.Graph | None = None) -> list[Question]:
+    """graph: None at the end of a frame, where the questions are left that led to none."""
+    trace = current_trace() if graph else attempt.questions[-1].trace if attempt.questions else None
+    asked = [question for question in attempt.questions if question.trace is trace]
+    attempt.questions.clear()
+    told = []
+    for shown, relation, question in about_the_batch(asked, inputs_of(graph) if graph else ()):
+        found = Question(shown, relation, user_line(question.stack))
+        if found not in told:
+            told.append(found)
+            record_question(found)
+            warning = BatchSizeWarning(found.reason, among=among([found]), where=found.where)
+            _warn(found.where, warning, question.stack)
+    return told
+
+
 def notice_flushed_subnormals() -> None:
     """Report a calling thread that takes subnormal numbers as zero, which the others need not do."""
     smallest = sys.float_info.min
@@ -251,16 +284,20 @@ def leak(kind: str, reason: str, stack: Sequence[traceback.FrameSummary] = ()) -
     """Report, and warn once for each of the user's lines, that something is computed as by stock PyTorch."""
     found = Leak(kind, reason, user_line(stack))
     record_leak(found)
-    if found in _warned:  # a registry of the warnings module is emptied whenever anybody changes a filter
+    _warn(found, LeakWarning(reason, kind=kind, where=found.where), stack)
+
+
+def _warn(key: Leak | str | None, warning: Warning, stack: Sequence[traceback.FrameSummary]) -> None:
+    if key in _warned:  # a registry of the warnings module is emptied whenever anybody changes a filter
         return
     user = _users_frame(stack)
     warnings.warn_explicit(
-        LeakWarning(reason, kind=kind, where=found.where),
-        LeakWarning,
+        warning,
+        type(warning),
         filename=user.filename if user else "bi_compile",
         lineno=(user.lineno or 0) if user else 0,
     )
-    _warned.add(found)
+    _warned.add(key)
 
 
 def _is_ours(callback: Any) -> bool:
@@ -304,35 +341,11 @@ def user_line(stack: Sequence[traceback.FrameSummary]) -> str | None:
     if user is None:
         return None
     function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", user.name)
-    return f"{user.filename}:{user.lineno}, in {function}:  {user.line}".rstrip(": ")
+    place = f"{user.filename}:{user.lineno}, in {function}"
+    return f"{place}:  {user.line}" if user.line else place
 
 
 _frames: set[int] = set()
-
-
-class UncompiledFlexAttention:
-    """Within, flex_attention calls its operator itself and asks no Dynamo, which refuses under a mode."""
-
-    _flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
-    _lock = threading.Lock()
-    _open = 0
-    _before = False
-
-    def __enter__(self) -> None:
-        self._count(+1)
-
-    def __exit__(self, *error: Any) -> None:
-        self._count(-1)
-
-    @classmethod
-    def _count(cls, change: int) -> None:
-        import torch.nn.attention.flex_attention as module
-
-        with cls._lock:
-            if cls._open == 0:
-                cls._before = getattr(module, cls._flag)
-            cls._open += change
-            setattr(module, cls._flag, cls._before or cls._open > 0)
 
 
 class _RecompileLimit(logging.Filter):

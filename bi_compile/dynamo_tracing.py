@@ -1,9 +1,10 @@
 """What Dynamo puts into graphs otherwise than it would: whole ops, nested attention, recurrent layers.
 
-Beside `dynamo`, the only file that names Dynamo's privates.
+Beside `dynamo` and `dynamo_sizes`, the only file that names Dynamo's privates.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -58,3 +59,28 @@ def trace_recurrent_modules() -> None:
     from torch._dynamo import config
 
     config.allow_rnn = True
+
+
+class UncompiledFlexAttention:
+    """Within, flex_attention calls its operator itself and asks no Dynamo, which refuses under a mode."""
+
+    _flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    _lock = threading.Lock()
+    _open = 0
+    _before = False
+
+    def __enter__(self) -> None:
+        self._count(+1)
+
+    def __exit__(self, *error: Any) -> None:
+        self._count(-1)
+
+    @classmethod
+    def _count(cls, change: int) -> None:
+        import torch.nn.attention.flex_attention as module
+
+        with cls._lock:
+            if cls._open == 0:
+                cls._before = getattr(module, cls._flag)
+            cls._open += change
+            setattr(module, cls._flag, cls._before or cls._open > 0)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bi_compile import dynamo
+from bi_compile import dynamo, dynamo_tracing
 from bi_compile.analysis.order import NO_ORDER, base_name, is_order_free, why_open
 from bi_compile.errors import UnsupportedOpError
 from bi_compile.options import Options
@@ -48,7 +48,7 @@ class Block:
     def __enter__(self) -> None:
         dynamo.notice_flushed_subnormals()
         with ExitStack() as modes:
-            modes.enter_context(dynamo.UncompiledFlexAttention())
+            modes.enter_context(dynamo_tracing.UncompiledFlexAttention())
             modes.enter_context(_WholeOps())
             modes.enter_context(_CanonicalOps(self._on_unsupported))
             self._open.append(modes.pop_all())

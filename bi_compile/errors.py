@@ -261,6 +261,25 @@ class DisabledCheckError(_Message):
         )
 
 
+class BatchSizeWarning(RuntimeWarning):
+    """The model's Python asks for the size of the batch, and computes what the answer says.
+
+    Shown once a line of the user.
+    """
+
+    def __init__(self, what: str, *, among: str, where: str | None) -> None:
+        super().__init__(
+            _text(
+                f"{what}, and B is the size of the batch: a sample keeps its bits among {among}",
+                (),
+                where,
+                "decide by something else than the number of samples. Where every sample gets the same "
+                'either way: warnings.simplefilter("ignore", bi_compile.errors.BatchSizeWarning).',
+            )
+        )
+        self.where = where
+
+
 class LeakWarning(RuntimeWarning):
     """Something runs as stock PyTorch, and nothing is promised for it, or has other bits than in a graph.
 

@@ -17,7 +17,6 @@ from unittest import mock
 import torch
 from torch import fx
 
-from bi_compile.batch import marked
 from bi_compile.errors import (
     CompilerNotFoundError,
     DisabledCheckError,
@@ -25,7 +24,6 @@ from bi_compile.errors import (
     TritonNotFoundError,
     UnsupportedDeviceError,
 )
-from bi_compile.inputs import real_inputs
 from bi_compile.templates.pointwise.inductor import canonical_codegen
 
 
@@ -366,35 +364,3 @@ def refuse_disabled_check(settings: Mapping[str, Any]) -> None:
     for value in (settings.get("disabled_passes"), getattr(config, "disabled_passes", None)):
         if _CHECKING_PASS.upper() in str(value or "").upper():
             raise DisabledCheckError(str(value))
-
-
-def make_batch_dynamic(module: fx.GraphModule) -> None:
-    """Ask Dynamo to trace again with the batch dims of every real input dynamic, unless they are already.
-
-    Without this the first batch size gets a graph of its own. It changes how many graphs there are, never a
-    bit. Nothing is asked where the user said dynamic=False.
-    """
-    from torch._dynamo import config, maybe_mark_dynamic
-    from torch._dynamo.exc import TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis
-
-    class TraceAgain(TensorifyScalarRestartAnalysis, UnspecializeRestartAnalysis):
-        """The first base passes through the call of a backend, the second forgets where graphs broke."""
-
-    if config.assume_static_by_default and not config.automatic_dynamic_shapes:
-        return
-    static = [(tensor, dims) for tensor, seen in real_inputs(module) if (dims := _static_batch(tensor, seen))]
-    if not static:
-        return
-    for tensor, dims in static:
-        tensor._bi_compile_asked = True  # type: ignore[attr-defined]
-        for dim in dims:
-            maybe_mark_dynamic(tensor, dim)
-    raise TraceAgain(restart_reason="bi_compile: one graph for all batch sizes")
-
-
-def _static_batch(tensor: torch.Tensor, seen: torch.Tensor) -> list[int]:
-    if getattr(tensor, "_bi_compile_asked", False):
-        return []
-    dims = marked(tensor)
-    # Dynamo gives sizes 0 and 1 a graph of their own whatever one asks.
-    return [d for d in ((0,) if dims is None else dims) if isinstance(n := seen.shape[d], int) and n > 1]

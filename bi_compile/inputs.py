@@ -11,11 +11,11 @@ from torch import fx
 from bi_compile.batch import marked
 
 
-def real_inputs(module: fx.GraphModule) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def real_inputs(graph: fx.Graph) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The user's tensors with their fake counterparts: no parameters, buffers or scalars."""
-    for node in module.graph.find_nodes(op="placeholder"):
+    for node in graph.find_nodes(op="placeholder"):
         argument, seen = node.meta.get("grapharg"), node.meta.get("example_value")
-        source = getattr(node, "_dynamo_source", None)
+        source = _source(node)
         if argument is None or source is None or not isinstance(seen, torch.Tensor) or seen.dim() == 0:
             continue
         tensor = argument.example
@@ -47,12 +47,12 @@ class UserInput:
         return not dims and (self.captured or unmarked)
 
 
-def user_inputs(module: fx.GraphModule) -> list[UserInput]:
+def user_inputs(graph: fx.Graph) -> list[UserInput]:
     """The inputs of a graph from Dynamo, in order."""
-    real = {seen: tensor for tensor, seen in real_inputs(module)}
+    real = {seen: tensor for tensor, seen in real_inputs(graph)}
     found = []
-    for node in module.graph.find_nodes(op="placeholder"):
-        source, seen = getattr(node, "_dynamo_source", None), node.meta.get("example_value")
+    for node in graph.find_nodes(op="placeholder"):
+        source, seen = _source(node), node.meta.get("example_value")
         if source is None:
             found.append(UserInput(node.name, False))
         else:
@@ -63,6 +63,11 @@ def user_inputs(module: fx.GraphModule) -> list[UserInput]:
             captured = tensor is not None and marked(tensor) is None and _is_captured(source)
             found.append(UserInput(name, _is_owned(source), None if captured else tensor, captured))
     return found
+
+
+def _source(node: fx.Node) -> Any:
+    """Where Dynamo has an input from; while it is tracing, the node itself does not say so yet."""
+    return getattr(node, "_dynamo_source", None) or getattr(node.meta.get("grapharg"), "source", None)
 
 
 def batch_symbols(module: fx.GraphModule, dims: Sequence[Sequence[int]]) -> dict[str, str]:

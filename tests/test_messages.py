@@ -253,6 +253,22 @@ def test_option_errors():
     )
 
 
+def test_batch_size():
+    warning = errors.BatchSizeWarning(
+        "the model's Python asks whether B > 4",
+        among="batches that answer B > 4 alike",
+        where="model.py:42, in forward:  if x.shape[0] > 4:",
+    )
+    assert str(warning) == (
+        "the model's Python asks whether B > 4, and B is the size of the batch: "
+        "a sample keeps its bits among batches that answer B > 4 alike\n"
+        "  model.py:42, in forward:  if x.shape[0] > 4:\n"
+        "Hint: decide by something else than the number of samples. Where every sample gets the same either "
+        'way: warnings.simplefilter("ignore", bi_compile.errors.BatchSizeWarning).'
+    )
+    assert warning.where == "model.py:42, in forward:  if x.shape[0] > 4:"
+
+
 @pytest.mark.parametrize(
     "name", [n for n in vars(errors) if n.endswith(("Error", "Warning")) and n != "BatchInvariantError"]
 )

@@ -5,7 +5,7 @@ This file holds the facts; the other files of the package show them as text, JSO
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,34 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What the model's Python asks of the size of the batch: the answer decides what is computed.
+
+    expression: such as "B > 4". relation: whether that is true or false, or else a number, which the graph
+    then has fixed. where: the user's line, if known.
+    """
+
+    expression: str
+    relation: bool = True
+    where: str | None = None
+
+    @property
+    def reason(self) -> str:
+        if self.relation:
+            return f"the model's Python asks whether {self.expression}"
+        return f"the model's Python takes {self.expression} as a plain number"
+
+
+def among(questions: Sequence[Question]) -> str:
+    """The batches that have the same answers to some questions; "" for all, where nothing is asked."""
+    if not all(question.relation for question in questions):
+        return "batches of one size"
+    *others, last = dict.fromkeys(question.expression for question in questions) or ("",)
+    relations = f"{', '.join(others)} and {last}" if others else last
+    return f"batches that answer {relations} alike" if relations else ""
+
+
+@dataclass(frozen=True)
 class Input:
     """A tensor that enters a graph.
 
@@ -151,6 +179,7 @@ class Report:
 
     name: of the model. graphs: each final graph, forward and backward.
     breaks: where graphs ended before the function did. leaks: what else the host computed by itself.
+    questions: what the model's Python asked of the size of the batch.
     error: the message of an error that stopped the compilation, if one did.
     """
 
@@ -159,6 +188,7 @@ class Report:
     compilations: int = 0
     breaks: list[Break] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -191,9 +221,16 @@ class Report:
         return Counter(v.op for v in self.verdicts if v.kind == CANONICAL)
 
     @property
+    def among(self) -> str:
+        """The batches among which the model asks nothing that tells them apart; "" for all batches."""
+        return among(self.questions)
+
+    @property
     def promised(self) -> bool:
         """Whether every sample gets the same bits whatever shares its batch, as far as the graphs go."""
-        return bool(self.graphs) and not (self.refused or self.unknown or self.leaks or self.error)
+        return bool(self.graphs) and not (
+            self.refused or self.unknown or self.leaks or self.questions or self.error
+        )
 
     def __str__(self) -> str:
         from bi_compile.report.text import summary
@@ -267,3 +304,10 @@ def record_leak(found: Leak) -> None:
     for report in _open:
         if found not in report.leaks:
             report.leaks.append(found)
+
+
+def record_question(found: Question) -> None:
+    """The model's Python asked for the size of the batch; the same question is listed once."""
+    for report in _open:
+        if found not in report.questions:
+            report.questions.append(found)

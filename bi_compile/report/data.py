@@ -31,6 +31,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "isolated": [_verdict(verdict) for verdict in report.isolated],
         "breaks": [{"reason": found.reason, "where": found.where} for found in report.breaks],
         "leaks": [asdict(leak) for leak in report.leaks],
+        "questions": [{**asdict(asked), "reason": asked.reason} for asked in report.questions],
         "trees": trees(report),
         "graphs": [_graph(graph) for graph in report.graphs],
     }

@@ -18,11 +18,14 @@ def explain(model: Callable[..., Any]) -> Callable[..., Report]:
 
     def run(*args: Any, **kwargs: Any) -> Report:
         import torch
+        from torch.utils._pytree import tree_leaves
 
-        from bi_compile import inductor
+        from bi_compile import dynamo_sizes, inductor
         from bi_compile.backend import batch_invariant
 
         torch.compiler.reset()
+        # So that the batch is seen in a frame, too, that asks for its size before it computes anything.
+        dynamo_sizes.trace_batch_dynamic(tree_leaves((args, kwargs)))
         with collect(_name(model)) as report, inductor.graphs_only():
             compiled = torch.compile(model, backend=batch_invariant, options={"on_unsupported": "ignore"})
             try:

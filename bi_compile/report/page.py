@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 
@@ -40,7 +41,7 @@ def render(report: Report) -> str:
     parts = {
         "title": escape(report.name or "report"),
         "headline": escape(headline(report)),
-        "state": "bad" if not report.promised else "partly" if report.breaks else "good",
+        "state": _state(report),
         "facts": _facts(report),
         "rungs": "".join(_rung(rung) for rung in rungs(report)),
         "problems": _problems(report, lines),
@@ -58,6 +59,12 @@ def render(report: Report) -> str:
     return page
 
 
+def _state(report: Report) -> str:
+    if report.promised:
+        return "partly" if report.breaks else "good"
+    return "partly" if replace(report, questions=[]).promised else "bad"
+
+
 def _asset(name: str) -> str:
     return (files("bi_compile.report") / "assets" / name).read_text(encoding="utf-8")
 
@@ -66,7 +73,7 @@ class _Lines:
     """Users' lines, with the folder that all files are in told once."""
 
     def __init__(self, report: Report) -> None:
-        everything = (*report.verdicts, *report.breaks, *report.leaks)
+        everything = (*report.verdicts, *report.breaks, *report.questions, *report.leaks)
         paths = {os.path.dirname(found.where.split(":", 1)[0]) for found in everything if found.where}
         absolute = [path for path in paths if os.path.isabs(path)]
         self._folder = os.path.commonpath(absolute) if absolute else ""
@@ -85,7 +92,8 @@ def _facts(report: Report) -> str:
     graphs = len(report.graphs)
     facts = {"graph" if graphs == 1 else "graphs": graphs, "ops": len(report.verdicts)}
     facts |= {kind: n for kind in KINDS if (n := sum(v.kind == kind for v in report.verdicts))}
-    for name, found in {"graph break": report.breaks, "leak": report.leaks}.items():
+    asked = {"graph break": report.breaks, "question": report.questions, "leak": report.leaks}
+    for name, found in asked.items():
         if found:
             facts[name if len(found) == 1 else f"{name}s"] = len(found)
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{n}</dd></div>" for name, n in facts.items())
@@ -119,9 +127,12 @@ def _problems(report: Report, lines: _Lines) -> str:
         if graph.not_promised:
             names = ", ".join(graph.not_promised)
             found.append(f"<li>output {escape(names)} of graph {number} is not promised</li>")
-    for what, seen in [("graph break", b) for b in report.breaks] + [
-        (leak.kind, leak) for leak in report.leaks
-    ]:
+    notes = [
+        *(("graph break", seen) for seen in report.breaks),
+        *(("batch size", seen) for seen in report.questions),
+        *((seen.kind, seen) for seen in report.leaks),
+    ]
+    for what, seen in notes:
         found.append(f"<li>{escape(what)}{_because(seen.reason)}{lines.show(seen.where)}</li>")
     if report.error:
         found.append(f"<li><pre>{escape(report.error)}</pre></li>")

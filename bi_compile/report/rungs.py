@@ -52,6 +52,8 @@ def _judge(rung: str, report: Report) -> tuple[str, str]:
         return IF, f"{_names(report.unknown)} keeps samples apart, which nobody can say"
     if report.breaks:
         return IF, "what runs outside graphs keeps samples apart"
+    if report.questions and rung == "batch":
+        return IF, f"only among {report.among}"
     return {"padding": _padding, "queries": _queries}.get(rung, _always)(report)
 
 

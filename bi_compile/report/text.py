@@ -21,7 +21,8 @@ def headline(report: Report) -> str:
     if report.unknown:
         return f"no promise: unknown whether {report.unknown[0].op} keeps samples apart"
     outside = "; if what runs outside graphs keeps samples apart" if report.breaks else ""
-    return f"every sample gets the same bits whatever shares its batch{outside}"
+    among = report.among and f", among {report.among}"
+    return f"every sample gets the same bits whatever shares its batch{among}{outside}"
 
 
 def summary(report: Report) -> str:
@@ -59,6 +60,8 @@ def _summary(report: Report) -> Iterator[str]:
         yield from _problem("graph break", found.reason, found.where)
     if inside := len(report.breaks) - len(listed):
         yield f"outside graphs too: {_plural(inside, 'function')} of PyTorch and Python called there"
+    for question in report.questions:
+        yield from _problem("batch size", question.reason, question.where)
     for leak in report.leaks:
         yield from _problem("no promise", leak.reason, leak.where)
     if report.error:

@@ -11,6 +11,7 @@ from bi_compile.report import (
     Graph,
     Input,
     Leak,
+    Question,
     Report,
     Verdict,
 )
@@ -31,7 +32,7 @@ def good() -> Report:
 
 
 def bad() -> Report:
-    """One of each kind, two graphs, a break, a leak; names that HTML and scripts must not trip over."""
+    """One of each kind, two graphs, a break, a leak, a question; names that HTML must not trip over."""
     line = "/home/me/model.py:9, in forward:  y = x.cumsum(0) if a < b else '</script><!--title-->'"
     verdicts = [
         Verdict("bi_compile.mm", CANONICAL, line, "mm", ("x_1",), "f32[B, 8]"),
@@ -44,6 +45,7 @@ def bad() -> Report:
     second = Graph([Verdict("aten.add.Tensor", ORDER_FREE, None, "add", (), "f32[B]")], (), ("add",), True)
     report = Report("<b>Bad</b>", [first, second], 2)
     report.breaks.append(Break("call of print", line))
+    report.questions.append(Question("B < 4", True, line))
     report.leaks.append(Leak("skipped frame", "nn.LSTM ran as stock PyTorch"))
     return report
 

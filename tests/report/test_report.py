@@ -18,6 +18,7 @@ from bi_compile.report import (
     Graph,
     Kernel,
     Leak,
+    Question,
     Report,
     Verdict,
     collect,
@@ -26,6 +27,7 @@ from bi_compile.report import (
     record_compilation,
     record_graph,
     record_leak,
+    record_question,
 )
 from bi_compile.report.rungs import rungs
 from bi_compile.report.trees import tree, tree_of
@@ -41,6 +43,7 @@ def test_a_report_holds_what_happened_while_it_was_open():
             for _ in range(2):
                 record_break(Break("print", "model.py:3"))
                 record_leak(Leak("skipped frame", "nn.LSTM runs as stock PyTorch"))
+                record_question(Question("B > 4"))
     record_break(Break("later"))
     assert inner.compilations == 0
     assert outer.compilations == 1
@@ -48,6 +51,7 @@ def test_a_report_holds_what_happened_while_it_was_open():
         assert [v.op for v in report.verdicts] == ["bi_compile.mm", "aten.sort"]
         assert report.breaks == [Break("print", "model.py:3")]
         assert len(report.leaks) == 1
+        assert report.questions == [Question("B > 4")]
 
 
 def test_outputs_behind_a_refused_op_are_not_promised():
@@ -69,16 +73,29 @@ def of(*kinds: str, op: str = "bi_compile.attention") -> Report:
         (of(CANONICAL, UNKNOWN), "yes if if if yes"),
         (Report("m", of(CANONICAL).graphs, 1, breaks=[Break("print")]), "yes if if if yes"),
         (Report("m", of(CANONICAL).graphs, 1, leaks=[Leak("skipped frame", "why")]), "no no no no no"),
+        (Report("m", of(CANONICAL).graphs, 1, questions=[Question("B > 4")]), "yes if if if yes"),
         (Report("m", error="no compiler"), "no no no no no"),
         (Report("m"), "no no no no no"),
     ],
-    ids=["good", "isolated", "mixes", "left alone", "unknown", "break", "leak", "error", "empty"],
+    ids=["good", "isolated", "mixes", "left alone", "unknown", "break", "leak", "question", "error", "empty"],
 )
 def test_rungs_are_judged_by_the_verdicts(report, expected):
     found = rungs(report)
     assert "".join(rung.letter for rung in found) == "RBPQG"
     assert " ".join(rung.holds for rung in found) == expected
     assert all(rung.why for rung in found)
+
+
+def test_questions_name_the_batches_that_answer_them_alike():
+    report = of(CANONICAL)
+    assert report.among == ""
+    report.questions = [Question("B > 4", where="a"), Question("B > 4", where="b")]
+    assert report.among == "batches that answer B > 4 alike"
+    report.questions += [Question("B > 8"), Question("B == 1")]
+    assert report.among == "batches that answer B > 4, B > 8 and B == 1 alike"
+    report.questions += [Question("2*B", relation=False)]
+    assert report.among == "batches of one size"
+    assert not report.promised
 
 
 def test_the_text_names_every_trouble():
@@ -91,6 +108,7 @@ def test_the_text_names_every_trouble():
         "sample by sample: aten.x.default (x): no template",
         "not promised: output m, cumsum of graph 0",
         "graph break: call of print",
+        "batch size: the model's Python asks whether B < 4",
         "no promise: nn.LSTM ran as stock PyTorch",
     ):
         assert line in text.splitlines()
@@ -118,6 +136,7 @@ def test_json_holds_everything(make):
     assert [rung["letter"] for rung in data["rungs"]] == list("RBPQG")
     assert len(data["refused"]) == len(report.refused)
     assert data["breaks"] == [{"reason": b.reason, "where": b.where} for b in report.breaks]
+    assert [q["expression"] for q in data["questions"]] == [q.expression for q in report.questions]
     canonical = {v.op for v in report.verdicts if v.kind == CANONICAL}
     assert set(data["trees"]) == canonical
 
