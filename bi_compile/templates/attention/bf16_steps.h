@@ -95,7 +95,7 @@ class Bf16Steps {
     for (int64_t d = 0; d < problem_.size; ++d) queries[r * problem_.size + d] = query[d * problem_.q_stride[3]];
   }
 
-  void begin(const Block<Bf16>& block) {
+  void begin(const Block<Bf16>& block, int64_t, const Block<Bf16>&) {
     std::fill_n(keys_, problem_.size * kBlock, 0.0f);
     pack_keys(block.keys, problem_.k_stride[2], problem_.k_stride[3], block.count, problem_.size, keys_);
     for (int j = 0; j < block.count; ++j)

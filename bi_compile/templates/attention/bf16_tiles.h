@@ -50,13 +50,13 @@ class Bf16Tiles {
     for (; d < size_; ++d) queries[(d / 2 * kSide + r) * 2 + d % 2] = d < problem_.size ? query[d * stride] : Bf16(0.0f);
   }
 
-  void begin(const Block<Bf16>& block) {
-    block_ = block;
+  void begin(const Block<Bf16>& block, int64_t rows, const Block<Bf16>&) {
+    block_ = block, rows_ = rows;
     keys_packed_ = values_packed_ = false;
   }
 
   void score(const Bf16* queries, int64_t r, int rows, int seen, float* scores) {
-    if (one_strip(block_.rows)) return score_keys(queries, rows, seen, scores);
+    if (one_strip(rows_)) return score_keys(queries, rows, seen, scores);
     if (!keys_packed_) pack_keys_in_pairs();
     keys_packed_ = true;
     const char* q = reinterpret_cast<const char*>(queries + r * size_);
@@ -256,6 +256,7 @@ class Bf16Tiles {
   uint32_t* values_;
   float* sums_;
   Block<Bf16> block_;
+  int64_t rows_ = 0;
   bool keys_packed_, values_packed_;
 };
 

@@ -56,9 +56,9 @@ class Chains {
     copy_widened(query, problem_.q_stride[3], problem_.size, queries + r * size_, size_);
   }
 
-  // A block to meet the strips.
-  void begin(const Block<T>& block) {
-    block_ = block;
+  // A block to meet the strips of a tile of `rows` rows. next: what is worth asking for now, empty if nothing is.
+  void begin(const Block<T>& block, int64_t rows, const Block<T>& next) {
+    block_ = block, next_ = next, rows_ = rows;
     keys_packed_ = values_packed_ = false;
   }
 
@@ -67,9 +67,9 @@ class Chains {
     const int64_t stride = problem_.k_stride[2], element = problem_.k_stride[3];
 #if defined(BI_ISA_AVX512)
     if constexpr (sizeof(A) == 4) {
-      if (block_.rows == 1 && element == 1) {
-        const Ahead next = ahead(block_.keys, problem_.k_stride, problem_.size);
-        return score_one_query(queries, block_.keys, stride, seen, problem_.size, scores, next);
+      if (rows_ == 1 && element == 1) {
+        const Ahead asked = ahead(next_.keys, problem_.k_stride, problem_.size);
+        return score_one_query(queries, block_.keys, stride, seen, problem_.size, scores, asked);
       }
     }
 #endif
@@ -82,9 +82,9 @@ class Chains {
   void accumulate(int rows, int seen, const A* weights, const A* alpha, A* out) {
     const int64_t size = problem_.value_size, stride = problem_.v_stride[2], element = problem_.v_stride[3];
     // Copied when not in rows, or when several strips would widen them.
-    if (element == 1 && (sizeof(T) == sizeof(A) || block_.rows <= 2 * kRows)) {
-      const Ahead next = ahead(block_.values, problem_.v_stride, size);
-      return accumulate_block(rows, weights, alpha, block_.values, stride, seen, size, out, value_size_, next);
+    if (element == 1 && (sizeof(T) == sizeof(A) || rows_ <= 2 * kRows)) {
+      const Ahead asked = ahead(next_.values, problem_.v_stride, size);
+      return accumulate_block(rows, weights, alpha, block_.values, stride, seen, size, out, value_size_, asked);
     }
     for (int j = 0; !values_packed_ && j < block_.count; ++j)
       copy_widened(block_.values + j * stride, element, size, packed_values_ + j * value_size_, value_size_);
@@ -95,18 +95,19 @@ class Chains {
  private:
   static int64_t padded(int64_t size) { return round_up(size, kLanes); }
 
-  // The keys or values of the block after this one, if they are read only once.
-  Ahead ahead(const T* rows, const int64_t (&strides)[4], int64_t size) const {
-    if (block_.rows > kRows || strides[3] != 1) return {};
+  // The keys or values that come next, if they are read only once.
+  Ahead ahead(const T* first, const int64_t (&strides)[4], int64_t size) const {
+    if (rows_ > kRows || strides[3] != 1) return {};
     constexpr int64_t bytes = sizeof(T);
-    return {reinterpret_cast<const char*>(rows + kBlock * strides[2]), strides[2] * bytes, size * bytes,
-            static_cast<int>(std::clamp<int64_t>(block_.behind, 0, kBlock))};
+    return {reinterpret_cast<const char*>(first), strides[2] * bytes, size * bytes,
+            next_.count};
   }
 
   const Problem<T>& problem_;
   const int64_t size_, value_size_;
   A *packed_keys_, *packed_values_;
-  Block<T> block_;
+  Block<T> block_, next_;
+  int64_t rows_ = 0;
   bool keys_packed_, values_packed_;
 };
 

@@ -129,7 +129,10 @@ void run(const Problem<T>& problem) {
   static thread_local Arena arena;
 
   const auto walk_of = [&](int64_t task) {
-    return Walk(problem, arena, spans.data() + companies[task].first, companies[task].count);
+    const Company& company = companies[task];
+    const int64_t end = company.first + company.count;
+    const Span* following = end < static_cast<int64_t>(spans.size()) ? &spans[end] : nullptr;
+    return Walk(problem, arena, &spans[company.first], company.count, following);
   };
   if (tasks >= threads || splits <= 1) {
     for_each_task<Unit>(tasks, threads, [&](int64_t task) {

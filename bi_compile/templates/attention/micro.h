@@ -9,8 +9,10 @@
 
 namespace {
 
-// Rows held in registers together, and registers of columns beside each: 6 x 4 of 32 or 6 x 2 of 16.
-constexpr int kRows = 6;
+// Rows held in registers together, and registers of columns beside each: 6 x 4 of 32 or 6 x 2 of 16. Few rows hold
+// twice the columns of values: their chains are too few to keep the multipliers busy otherwise, and a row of values
+// is read to its end.
+constexpr int kRows = 6, kFewRows = 2;
 #if defined(BI_ISA_AVX512)
 constexpr int kColumns = 4;
 #else
@@ -54,13 +56,13 @@ void multiply_values(const A* p, const A* alpha, const T* v, int64_t v_stride, i
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const V scale = V::broadcast(alpha[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = V::load(out + r * out_stride + n * V::width) * scale;
   }
   for (int key = 0; key < keys; ++key) {
     if (R <= 4) ahead.touch(key);
     V x[N];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       const bool partial = n == N - 1;
       x[n] = load_widened<T>(v + key * v_stride + n * V::width, partial ? last : all, partial ? tail : V::width);
@@ -68,37 +70,29 @@ void multiply_values(const A* p, const A* alpha, const T* v, int64_t v_stride, i
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V weight = V::broadcast(p[r * kBlock + key]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) sum[r][n] = fma(weight, x[n], sum[r][n]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n].store(out + r * out_stride + n * V::width);
 }
 
-// Calls f with the two numbers as compile-time constants: rows in 1 ... kRows, columns in 1 ... kColumns.
-template <class F>
-BI_INLINE void with_constants(int rows, int columns, F f) {
-  const auto with_columns = [&](auto r) {
-    switch (columns) {
-      case 1: return f(r, std::integral_constant<int, 1>());
-      case 2: return f(r, std::integral_constant<int, 2>());
-#if defined(BI_ISA_AVX512)
-      case 3: return f(r, std::integral_constant<int, 3>());
-      case 4: return f(r, std::integral_constant<int, 4>());
-#endif
-    }
-  };
-  switch (rows) {
-    case 1: return with_columns(std::integral_constant<int, 1>());
-    case 2: return with_columns(std::integral_constant<int, 2>());
-    case 3: return with_columns(std::integral_constant<int, 3>());
-    case 4: return with_columns(std::integral_constant<int, 4>());
-    case 5: return with_columns(std::integral_constant<int, 5>());
-    case 6: return with_columns(std::integral_constant<int, 6>());
+// Calls f with n, which is 1 ... Most, as a compile-time constant.
+template <int Most, class F>
+BI_INLINE void with_constant(int n, F f) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, f);
   }
+  return f(std::integral_constant<int, Most>());
+}
+
+// The same with two numbers: rows in 1 ... Rows, columns in 1 ... Columns.
+template <int Rows, int Columns, class F>
+BI_INLINE void with_constants(int rows, int columns, F f) {
+  with_constant<Rows>(rows, [&](auto r) { with_constant<Columns>(columns, [&](auto n) { f(r, n); }); });
 }
 
 // Scores of up to kRows rows against `keys` packed keys; columns up to the next multiple of 16 are written.
@@ -106,7 +100,7 @@ template <class A>
 inline void score_block(int rows, const A* q, int64_t q_stride, const A* packed, int keys, int64_t size, A* scores) {
   const int total = (keys + kLanes - 1) / kLanes * Lanes<A>::count;
   for (int at = 0; at < total; at += kColumns) {
-    with_constants(rows, std::min(kColumns, total - at), [&](auto r, auto n) {
+    with_constants<kRows, kColumns>(rows, std::min(kColumns, total - at), [&](auto r, auto n) {
       const int column = at * Vec<A>::width;
       multiply_keys<A, r, n>(q, q_stride, packed + column, size, scores + column);
     });
@@ -154,15 +148,22 @@ inline void score_one_query(const float* q, const T* keys, int64_t stride, int c
 template <class A, class T>
 inline void accumulate_block(int rows, const A* p, const A* alpha, const T* v, int64_t v_stride, int keys,
                              int64_t value_size, A* out, int64_t out_stride, const Ahead& ahead) {
-  constexpr int step = kColumns * Vec<A>::width;
-  for (int64_t at = 0; at < value_size; at += step) {
-    const int left = static_cast<int>(std::min<int64_t>(step, value_size - at));
-    const int columns = (left + Vec<A>::width - 1) / Vec<A>::width;
-    with_constants(rows, columns, [&](auto r, auto n) {
-      const int tail = left - (columns - 1) * Vec<A>::width;
-      multiply_values<A, T, r, n>(p, alpha, v + at, v_stride, keys, tail, out + at, out_stride,
-                                  at == 0 ? ahead : Ahead());
-    });
+  const auto run = [&](auto most_rows, auto most_columns) {
+    constexpr int step = most_columns * Vec<A>::width;
+    for (int64_t at = 0; at < value_size; at += step) {
+      const int left = static_cast<int>(std::min<int64_t>(step, value_size - at));
+      const int columns = (left + Vec<A>::width - 1) / Vec<A>::width;
+      with_constants<most_rows, most_columns>(rows, columns, [&](auto r, auto n) {
+        const int tail = left - (columns - 1) * Vec<A>::width;
+        multiply_values<A, T, r, n>(p, alpha, v + at, v_stride, keys, tail, out + at, out_stride,
+                                    at == 0 ? ahead : Ahead());
+      });
+    }
+  };
+  if (rows <= kFewRows) {
+    run(std::integral_constant<int, kFewRows>(), std::integral_constant<int, 2 * kColumns>());
+  } else {
+    run(std::integral_constant<int, kRows>(), std::integral_constant<int, kColumns>());
   }
 }
 

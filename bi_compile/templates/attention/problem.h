@@ -9,6 +9,13 @@ namespace {
 
 enum class MaskKind { none, boolean, accumulator, low };
 
+// Keys and values side by side in memory.
+template <class T>
+struct Block {
+  int count = 0;
+  const T *keys = nullptr, *values = nullptr;
+};
+
 // T: dtype of q, k, v and the output. Strides are in elements, in the order batch, head, position, element.
 template <class T>
 struct Problem {
@@ -70,6 +77,11 @@ struct Problem {
   }
   const T* k_head(int64_t b, int64_t kv_head) const { return k + b * k_stride[0] + kv_head * k_stride[1]; }
   const T* v_head(int64_t b, int64_t kv_head) const { return v + b * v_stride[0] + kv_head * v_stride[1]; }
+  // As many of `present` keys from `first` on as are computed together.
+  Block<T> block(int64_t b, int64_t kv_head, int64_t first, int64_t present) const {
+    return {static_cast<int>(std::min<int64_t>(kBlock, present)), k_head(b, kv_head) + first * k_stride[2],
+            v_head(b, kv_head) + first * v_stride[2]};
+  }
   T* out_row(int64_t b, int64_t h, int64_t query) const {
     return out + ((b * queries + query) * heads + h) * value_size;
   }
@@ -93,14 +105,6 @@ struct Problem {
 // Where products need no unit of the processor to be set up.
 struct NoUnit {
   NoUnit() {}
-};
-
-// Keys and values that meet the rows of a tile together. behind: keys after them that are worth asking for now.
-template <class T>
-struct Block {
-  int count;
-  const T *keys, *values;
-  int64_t rows, behind;
 };
 
 }  // namespace

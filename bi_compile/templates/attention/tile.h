@@ -42,16 +42,14 @@ class Tile {
            2 * Arena::bytes<A>(state_size(problem, rows));
   }
 
-  // reads_ahead: asks for the keys and values of the next block while it computes one.
-  Tile(const Problem<T>& problem, Workspace<T, Products>& workspace, Arena& arena, const Span& span, bool reads_ahead)
+  Tile(const Problem<T>& problem, Workspace<T, Products>& workspace, Arena& arena, const Span& span)
       : problem_(problem),
         work_(workspace),
         span_(span),
         b_(span.b),
         kv_head_(span.kv_head),
         rows_(span.count),
-        begin_(range(0).begin),
-        reads_ahead_(reads_ahead) {
+        begin_(range(0).begin) {
     queries_ = arena.take<Query>(Products::query_elements(problem, rows_));
     part = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
     total = state_at(problem, rows_, arena.take<A>(state_size(problem, rows_)));
@@ -71,6 +69,13 @@ class Tile {
   }
 
   const Span& span() const { return span_; }
+
+  // Asks for keys and values while it computes the block before them, in the order in which they are read: after a
+  // block comes the same one of `next` or, if this tile is the last of its company, the one behind that; after the last
+  // block of the last tile the first of `following`, if there is one.
+  void read_ahead(const Tile& next, bool is_last, const Span* following) {
+    next_ = &next, is_last_ = is_last, following_ = following;
+  }
 
   // Splits of the row that has most.
   int64_t splits() const {
@@ -143,10 +148,19 @@ class Tile {
     return static_cast<A>(maximum + log_positive(sum));
   }
 
+  // What is read after this tile's block at `first`; empty if nothing is, or if it is not asked for.
+  Block<T> read_after(int64_t first) const {
+    if (next_ == nullptr) return {};
+    const int64_t at = next_->begin_ + first - begin_ + (is_last_ ? kBlock : 0);
+    if (at < next_->attended_) return problem_.block(next_->b_, next_->kv_head_, at, next_->attended_ - at);
+    if (!is_last_ || following_ == nullptr) return {};
+    const int64_t row = following_->row(0), group = problem_.group();
+    const Range keys = problem_.range(following_->b, following_->kv_head * group + row % group, row / group);
+    return problem_.block(following_->b, following_->kv_head, keys.begin, keys.end - keys.begin);
+  }
+
   void take_in(int64_t first, int count, State<A> state) {
-    work_.products.begin({count, problem_.k_head(b_, kv_head_) + first * problem_.k_stride[2],
-                          problem_.v_head(b_, kv_head_) + first * problem_.v_stride[2], rows_,
-                          reads_ahead_ ? attended_ - first - kBlock : 0});
+    work_.products.begin(problem_.block(b_, kv_head_, first, count), rows_, read_after(first));
     for (int64_t& offset : mask_offset_) offset = -1;
     for (int64_t r = 0; r < rows_; r += kStrip) {
       const int rows = strip_rows(r);
@@ -194,7 +208,9 @@ class Tile {
   Workspace<T, Products>& work_;
   const Span& span_;
   const int64_t b_, kv_head_, rows_, begin_;
-  const bool reads_ahead_;
+  const Tile* next_ = nullptr;
+  bool is_last_ = false;
+  const Span* following_ = nullptr;
   int64_t attended_ = 0;
   Query* queries_;
   int64_t mask_offset_[kStrip];

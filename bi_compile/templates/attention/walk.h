@@ -13,10 +13,13 @@ class Walk {
  public:
   using Tile = ::Tile<T, Products>;
 
-  Walk(const Problem<T>& problem, Arena& arena, const Span* spans, int64_t count)
+  // following: the span that is read after these, if there is one.
+  Walk(const Problem<T>& problem, Arena& arena, const Span* spans, int64_t count, const Span* following)
       : work_(problem, with_room(arena, problem, spans, count)) {
     tiles.reserve(count);
-    for (int64_t i = 0; i < count; ++i) tiles.emplace_back(problem, work_, arena, spans[i], count == 1 && problem.is_far());
+    for (int64_t i = 0; i < count; ++i) tiles.emplace_back(problem, work_, arena, spans[i]);
+    for (int64_t i = 0; i < count && problem.is_far(); ++i)
+      tiles[i].read_ahead(tiles[(i + 1) % count], i + 1 == count, following);
   }
 
   // All blocks of one split of every tile; state_of(tile) is where they go.
