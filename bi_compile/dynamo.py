@@ -25,7 +25,14 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bi_compile.dynamo_sizes import Asked, about_the_batch, current_trace, inputs_of, watch_sizes
+from bi_compile.dynamo_sizes import (
+    Asked,
+    about_the_batch,
+    current_trace,
+    inputs_of,
+    relations_in,
+    watch_sizes,
+)
 from bi_compile.dynamo_tracing import trace_whole_ops
 from bi_compile.errors import BatchInvariantError, BatchSizeWarning, LeakWarning, RecompileLimitError
 from bi_compile.report import Break, Leak, Question, among, record_break, record_leak, record_question
@@ -257,6 +264,7 @@ def _tell_questions(attempt: _Attempt, graph: fx.Graph | None = None) -> list[Qu
     """graph: None at the end of a frame, where the questions are left that led to none."""
     trace = current_trace() if graph else attempt.questions[-1].trace if attempt.questions else None
     asked = [question for question in attempt.questions if question.trace is trace]
+    asked += relations_in(graph) if graph else ()
     attempt.questions.clear()
     told = []
     for shown, relation, question in about_the_batch(asked, inputs_of(graph) if graph else ()):

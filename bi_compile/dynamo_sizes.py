@@ -6,6 +6,7 @@ whether a tensor is contiguous. Beside `dynamo`, a file that names Dynamo's priv
 """
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,31 @@ def inputs_of(graph: fx.Graph) -> tuple[Known, ...]:
         sizes = value.shape if isinstance(value, torch.Tensor) else (value,) if number else ()
         found.append(Known(entry, tuple(map(Size.of, sizes)), number))
     return tuple(found)
+
+
+def relations_in(graph: fx.Graph) -> Iterator[Asked]:
+    """The questions that are nodes of a graph of Dynamo, and whose answers ops take: `x * (x.shape[0] > 4)`.
+
+    An answer in a check has no result, and in a number that is a symbol itself the batch is still to be seen.
+    """
+    for node in graph.nodes:
+        relation = node.meta.get("example_value")
+        if not isinstance(relation, torch.SymBool):
+            continue
+        for user in node.users:
+            result = user.meta.get("example_value")
+            if result is not None and not _is_symbolic(result):
+                yield Asked(relation.node.expr, _stack(user), (), current_trace())
+
+
+def _is_symbolic(value: Any) -> bool:
+    symbolic = isinstance(value, torch.SymBool | torch.SymInt | torch.SymFloat)
+    return symbolic and bool(getattr(value.node.expr, "free_symbols", None))
+
+
+def _stack(node: fx.Node) -> list[FrameSummary]:
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', node.meta.get("stack_trace") or "")
+    return [FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines]
 
 
 _TORCH = Path(torch.__file__).parent

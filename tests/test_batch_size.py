@@ -162,6 +162,22 @@ def test_questions_that_decide_what_is_computed(name):
     assert asked(model) == expected
 
 
+IN_THE_GRAPH = {
+    "a product": lambda x: x * (x.shape[0] > 4),
+    "a number": lambda x: x * int(x.shape[0] > 4),
+    "a sum": lambda x: x * sum([x.shape[0] > 4, 1]),
+    "a choice": lambda x: torch.where(torch.tensor(x.shape[0] > 4), x, -x),
+    "a filling": lambda x: x.masked_fill(x > 0, x.shape[0] > 4),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_GRAPH)
+def test_questions_whose_answers_are_numbers_of_the_graph(name):
+    (warning,) = told(bi_compile.explain(IN_THE_GRAPH[name]), X.clone())
+    assert "asks whether B > 4, and B is the size" in str(warning.message)
+    assert (warning.filename, warning.lineno) == (__file__, IN_THE_GRAPH[name].__code__.co_firstlineno)
+
+
 NUMBERS = {
     "a key": (lambda x: x * TABLE[x.shape[0]], "B"),
     "an index": (lambda x: x * [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0][x.shape[0]], "B"),

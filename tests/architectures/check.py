@@ -49,6 +49,8 @@ def check(
 ) -> Verdict:
     """Batches of 1 to 33, padding where there is a mask, nothing left to stock, as close to float64 as it.
 
+    None asks for the size of the batch in a way that bears upon results, so none may be told to.
+
     dynamic: as for torch.compile. Without it every size is symbolic where samples have several lengths, which
     spares compilations, and the batch alone where they have one.
     """
@@ -80,6 +82,8 @@ def check(
             )
     if not found.compilations or found.left_alone:
         return Verdict(FAILED, "something was left to stock PyTorch")
+    if found.questions:
+        return Verdict(FAILED, f"the size of the batch: {found.questions[0].reason}")
     exact = architecture.call(_in_double(model))
     many = tuple(x.to(device) for x in architecture.samples(MANY, DTYPES[dtype]).values())
     ratio = _error_ratio(compiled, stock, exact, many)
