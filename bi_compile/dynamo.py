@@ -30,6 +30,7 @@ from bi_compile.dynamo_sizes import (
     about_the_batch,
     current_trace,
     inputs_of,
+    loops_over_samples,
     relations_in,
     watch_sizes,
 )
@@ -265,6 +266,7 @@ def _tell_questions(attempt: _Attempt, graph: fx.Graph | None = None) -> list[Qu
     trace = current_trace() if graph else attempt.questions[-1].trace if attempt.questions else None
     asked = [question for question in attempt.questions if question.trace is trace]
     asked += relations_in(graph) if graph else ()
+    asked = [q for q in asked if q.rounds is None or (graph and not loops_over_samples(graph, q.rounds))]
     attempt.questions.clear()
     told = []
     for shown, relation, question in about_the_batch(asked, inputs_of(graph) if graph else ()):

@@ -6,6 +6,7 @@ whether a tensor is contiguous. Beside `dynamo`, a file that names Dynamo's priv
 """
 
 import functools
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,13 +100,14 @@ class Asked:
     """A question put to a symbolic size.
 
     expression: a relation, or the number that was taken. stack: of the user's code. inputs: of the graph so
-    far. trace: tells one run of Dynamo over a frame from the next.
+    far. trace: tells one run of Dynamo over a frame from the next. rounds: of the loop it is for, if any.
     """
 
     expression: Any
     stack: Sequence[FrameSummary]
     inputs: tuple[Known, ...]
     trace: Any
+    rounds: int | None = None
 
 
 def watch_sizes(tracing: Callable[[], bool], found: Callable[[Asked], None]) -> None:
@@ -115,7 +117,7 @@ def watch_sizes(tracing: Callable[[], bool], found: Callable[[Asked], None]) -> 
     def watched(stock: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(stock)
         def guard(node: Any, *args: Any) -> Any:
-            if tracing() and (asked := _asked(node.expr, sys._getframe(1))) is not None:
+            if tracing() and (asked := _asked(node, sys._getframe(1))) is not None:
                 found(asked)
             return stock(node, *args)
 
@@ -158,6 +160,18 @@ def relations_in(graph: fx.Graph) -> Iterator[Asked]:
                 yield Asked(relation.node.expr, _stack(user), (), current_trace())
 
 
+def loops_over_samples(graph: fx.Graph, rounds: int) -> bool:
+    """Whether a graph of Dynamo takes so many samples out one by one: there the batch is followed."""
+    taken = set()
+    for node in graph.nodes:
+        if node.target in (operator.getitem, "select") and len(node.args) > 1:
+            place = node.args[-1][0] if isinstance(node.args[-1], tuple) and node.args[-1] else node.args[-1]
+            place = place.start if isinstance(place, slice) else place
+            if isinstance(place, int):
+                taken.add(place)
+    return taken.issuperset(range(rounds))
+
+
 def _is_symbolic(value: Any) -> bool:
     symbolic = isinstance(value, torch.SymBool | torch.SymInt | torch.SymFloat)
     return symbolic and bool(getattr(value.node.expr, "free_symbols", None))
@@ -171,11 +185,12 @@ def _stack(node: fx.Node) -> list[FrameSummary]:
 _TORCH = Path(torch.__file__).parent
 _INTERPRETER = tuple(str(_TORCH / "_dynamo" / part) for part in ("variables", "symbolic_convert.py"))
 _SYMBOLS = (__file__, *(str(_TORCH / part) for part in ("__init__.py", "fx/experimental", "utils/_stats.py")))
-_OVER_SAMPLES = {"call_range", "unpack_var_sequence", "unbind", "split", "chunk", "tensor_split"}
-"""What unrolls a loop, and ops that make a tuple of samples: the batch is followed there."""
+_OVER_SAMPLES = {"unpack_var_sequence", "unbind", "split", "chunk", "tensor_split"}
+"""What makes a tuple of samples: the batch is followed through all of them."""
 
 
-def _asked(expression: Any, asking: FrameType | None) -> Asked | None:
+def _asked(node: Any, asking: FrameType | None) -> Asked | None:
+    expression = node.expr
     if not getattr(expression, "free_symbols", None):
         return None
     while asking is not None and asking.f_code.co_filename.startswith(_SYMBOLS):
@@ -191,7 +206,8 @@ def _asked(expression: Any, asking: FrameType | None) -> Asked | None:
     from torch._guards import TracingContext
 
     inputs = inputs_of(translator.output.root_tracer.graph)
-    return Asked(expression, TracingContext.extract_stack(), inputs, current_trace())
+    rounds = node.hint if "call_range" in doing else None
+    return Asked(expression, TracingContext.extract_stack(), inputs, current_trace(), rounds)
 
 
 def _translator(frame: FrameType | None) -> tuple[Any, set[str]]:

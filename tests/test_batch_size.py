@@ -178,7 +178,15 @@ def test_questions_whose_answers_are_numbers_of_the_graph(name):
     assert (warning.filename, warning.lineno) == (__file__, IN_THE_GRAPH[name].__code__.co_firstlineno)
 
 
+def doubled_by_each(x):
+    for _ in range(x.shape[0]):
+        x = x * 2
+    return x
+
+
 NUMBERS = {
+    "rounds": (doubled_by_each, "B"),
+    "places": (lambda x: x + torch.tensor([float(i) for i in range(x.shape[0])])[:, None], "B"),
     "a key": (lambda x: x * TABLE[x.shape[0]], "B"),
     "an index": (lambda x: x * [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0][x.shape[0]], "B"),
     "a function of Python": (lambda x: x / math.log(x.shape[0] + 1), "B + 1"),
@@ -271,6 +279,13 @@ NOT_TOLD = {
     "places": lambda x: x[torch.arange(x.shape[0])] + x.new_ones(len(x), 8),
     "rows in a loop": lambda x: torch.stack([row * 2 for row in x]),
     "samples in a loop": lambda x: torch.stack([x[i] * 2 for i in range(x.shape[0])]),
+    "samples, and a list of features": lambda x: (
+        torch.stack([x.T[[1, 3]].T[i] for i in range(len(x))]) + x[:, :2]
+    ),
+    "samples kept apart": lambda x: torch.cat([x[i : i + 1] * 2 for i in range(x.shape[0])]),
+    "samples and tokens": lambda x: torch.stack([x[i, :4].softmax(0) for i in range(len(x))]),
+    "samples but the first": lambda x: torch.stack([x[0], *(x[i + 1] * 2 for i in range(x.shape[0] - 1))]),
+    "samples selected": lambda x: torch.stack([x.select(0, i) * 2 for i in range(x.shape[0])]),
     "rows in a tuple": lambda x: torch.stack(x.unbind(0)) + 1,
     "never": lambda x: x * 2 if x.shape[0] < 1 else x * 3,
     "equal by definition": lambda x: x * 2 if x.numel() == 8 * x.shape[0] else x * 3,
