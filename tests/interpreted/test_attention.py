@@ -85,6 +85,21 @@ def test_heads_above_256():
     check(*inputs(1, 1, 1, 33, 33, 300, 20, BF16), is_causal=True)
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_values_above_512(dtype):
+    """256 numbers at a time, with the scores worked out for each; what is not finite in one is done again."""
+    q, k, v = inputs(1, 2, 1, 3, 70, 8, 600, dtype)
+    check(q, k, v, masks(1, 3, 70)["boolean"])
+    clean = check(q, k, v, is_causal=True)
+    for place in (10, 590):
+        strange = v.clone()
+        strange[0, 0, 2, place] = INF
+        found, _ = gpu.attention(q, k, strange, None, True, 0.3)
+        assert (found[:, :, 2, place] == INF).all()
+        found[:, :, 2, place] = clean[:, :, 2, place]
+        assert_same_bits(found.contiguous(), clean.contiguous(), f"infinite at {place}")
+
+
 def test_heads_that_come_in_turns():
     """Nine of them, eight at a time: their tiles, the longest first."""
     check(*inputs(3, 3, 3, 35, 35, 4, 4, BF16), is_causal=True)

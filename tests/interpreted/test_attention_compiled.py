@@ -84,9 +84,10 @@ CASES = {80: LARGE, 86: SMALL, 90: ALL, 100: LARGE}
 # The bytes of a thread's registers that wait in memory, at most; all other kernels have none.
 SPILLED = {
     # Two accumulators of 128 KB, in a register file of 256 KB: one waits in memory while a split is merged.
-    # The tile that does without, 64 rows by 8 warps, takes 2.7 times as long.
+    # Tiles that do without, and sums that the program keeps there itself, take longer: see docs/gpu.md.
     (90, "16 bits above 128", "walk"): 352,
-    # It counts what is not finite beside the products. It runs for tiles with infinities and NaN alone.
+    # It counts what is not finite beside the products. It runs for tiles with infinities and NaN alone, and
+    # takes 1.6 to 1.8 times as long by pieces that fit.
     (80, "16 bits", "careful"): 56,
     (90, "16 bits", "careful"): 16,
     (90, "16 bits above 128", "careful"): 8,
@@ -118,11 +119,14 @@ def test_every_tile_multiplies_in_one_order(capability):
 
 
 @pytest.mark.parametrize("capability", [86, 90])
-def test_heads_of_512_fit_shared_memory(capability):
+def test_large_heads_fit(capability):
+    """In shared memory; those of 1,024 once asked for more than 86 has, and spilled up to 1,776 bytes."""
     cases = [("bfloat16", 512, *PREFILL), ("bfloat16", 512, *WINDOW), ("float32", 512, *PREFILL)]
-    for dtype, _, kind, pieces, order, *_ in json.loads(
+    cases += [("bfloat16", 1024, *PREFILL), ("bfloat16", 1024, *FEW), ("float32", 1024, *PREFILL)]
+    for dtype, size, kind, pieces, order, stack, _ in json.loads(
         run_compiled(_BUILD.format(capability=capability, cases=cases))
     ):
+        assert stack == 0 or kind == "careful" or size == 512, (dtype, size, kind, stack)
         if kind in ("walk", "apart", "careful"):
             assert order == _order(dtype, pieces, kind == "careful")
 

@@ -109,8 +109,11 @@ class Pieces(NamedTuple):
         """For tiles of so many rows. careful: for the kernel that does tiles again."""
         if careful:
             return cls(min(dims, 64 if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
+        whole = dtype != torch.float32 and max(dims, value_dims) <= 256
+        if value_dims > 512:
+            value_dims = 256
         if dtype != torch.float32:
-            return cls(dims if max(dims, value_dims) <= 256 else min(dims, 128), value_dims, BLOCK)
+            return cls(dims if whole else min(dims, 128), value_dims, BLOCK)
         # A product takes 16 keys at least.
         return cls(min(dims, 2**10 // rows), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
 

@@ -159,7 +159,7 @@ def attend(
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
     VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
     for step in range(TILES * PARTS_OF_TILE * VALUE_PIECES):
-        wanted, piece = 1, 0
+        wanted, piece = 1, step if VALUE_PIECES > 1 else 0
         if CAREFUL:
             number, head, tile, split, piece = _place_again(
                 step, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
@@ -276,7 +276,12 @@ def attend(
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head
-                    tl.store(flags + number, several * _SEVERAL | _strange(found) * _STRANGE)
+                    if VALUE_PIECES > 1:
+                        strange = _strange(found)
+                        told = (piece == 0) | (strange != 0)
+                        tl.store(flags + number, several * _SEVERAL | strange * _STRANGE, mask=told)
+                    else:
+                        tl.store(flags + number, several * _SEVERAL | _strange(found) * _STRANGE)
                 _store(
                     out, lse, parts, states, head, tile, split, piece, left, maximum, total, found, seen,
                     queries, heads, kv_heads, all_heads, splits, value_dims,

@@ -59,7 +59,7 @@ class Config(NamedTuple):
         """Whether it may walk chunks in sequence.
 
         On Hopper the largest tiles may, though they spill 20 to 24 registers between chunks: nothing in the
-        loop over a chunk, and the tiles that fit take 1.04 to 1.09 times as long (docs/gpu.md).
+        loop over a chunk, and the tiles that fit take 1.04 to 1.18 times as long (docs/gpu.md).
         """
         return capability == 90 or not self.one_sum
 
