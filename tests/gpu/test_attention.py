@@ -29,7 +29,7 @@ def run(q, k, v, mask=None, is_causal=False, softcap=0.0):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("size", [8, 80, 256, 264, 512])
+@pytest.mark.parametrize("size", [8, 80, 256, 264, 1024])
 def test_close_to_float64(dtype, size):
     q, k, v = inputs(2, 4, 2, 37, 1100, size, size, dtype)
     mask = torch.rand(2, 1, 37, 1100, device="cuda") > 0.3
@@ -134,7 +134,7 @@ def test_full_forward_chunks_and_decoding_agree(dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("size", [264, 320, 512])
+@pytest.mark.parametrize("size", [264, 320, 512, 1024])
 def test_large_heads_agree_in_forward_chunks_and_decoding(dtype, size):
     q, k, v = inputs(2, 2, 1, 520, 520, size, size, dtype)
     whole = run(q, k, v, is_causal=True)

@@ -41,6 +41,7 @@ print(json.dumps(found))
 # heads, queries, keys, causal, mask, softcap, multiprocessors
 DECODED = (8, 1, 300, False, None, 0.0, 1)
 GROUPED = (32, 1, 300, False, "boolean", 0.0, 1)
+BIASED = (32, 1, 300, False, "added", 0.0, 1)
 PREFILL = (8, 512, 512, True, None, 0.0, 1)
 FEW = (32, 1, 1100, False, None, 0.0, 132)
 # Rows that begin at keys of their own are done by a kernel of theirs.
@@ -116,6 +117,16 @@ def test_every_tile_multiplies_in_one_order(capability):
         assert stack <= SPILLED.get(key, 0), (dtype, size, kind, stack)
         assert in_loops == 0 or key in IN_LOOPS, (dtype, size, kind, in_loops)
     assert {kind for _, _, kind, *_ in rows} >= {"walk", "careful", "merge_splits"}
+
+
+def test_masked_decoding_of_large_heads_spills_nothing():
+    """With two warps it spilled 104 bytes, in the loop over keys."""
+    cases = [("bfloat16", 256, *GROUPED), ("bfloat16", 256, *BIASED)]
+    rows = json.loads(run_compiled(_BUILD.format(capability=90, cases=cases)))
+    walks = [row for row in rows if row[2] == "walk"]
+    assert [stack for *_, stack, _ in walks] == [0, 0]
+    for dtype, _, _, pieces, order, *_ in walks:
+        assert order == _order(dtype, pieces, careful=False)
 
 
 @pytest.mark.parametrize("capability", [86, 90])

@@ -51,15 +51,16 @@ class Tile:
 
     @classmethod
     def choose(
-        cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool, added: bool,
-        memory: int,
+        cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool,
+        mask: torch.dtype | None, memory: int,
     ) -> "Tile":  # fmt: skip
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
-        small: fewer than 64 rows, see `_has_tensor_memory`. added: a mask is added. memory: bytes that a
-        block may share.
+        small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. memory: bytes
+        that a block may share.
         """
+        added = mask not in (None, torch.bool)
         if dtype == torch.float32:
             # Few warps wait less for each other, but what they multiply has to fit their registers.
             few = rows <= 4 and dims <= (64 if added else 128)
@@ -68,7 +69,11 @@ class Tile:
             return cls(16, 8, 1)
         if rows <= 16:
             two_blocks = 2 * BLOCK * 2 * dims * 2
-            stages = 2 if many or two_blocks + 2**14 > memory else 3
+            fit = 2 if two_blocks + 2**14 > memory else 3
+            if mask is not None and maps and dims > 128:
+                # Two warps would spill what they read of the mask.
+                return cls(16, 4, 2 if added else fit)
+            stages = 2 if many else fit
             # Addresses of what is not mapped take registers.
             return cls(16, 2 if maps or dims <= 128 else 8, stages)
         if small:
@@ -224,8 +229,8 @@ def attention(
     if maps and not small and mask is None and rows <= _FEW_ROWS and (splits == 1 or not many):
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
-        added = mask is not None and mask.dtype != torch.bool
-        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, added, memory)
+        read_dtype = None if mask is None else mask.dtype
+        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory)
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
