@@ -41,12 +41,7 @@ SEQ2SEQ = (
         {
             "vocab_size": VOCABULARY,
             "d_model": 60,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 118,
-            "decoder_ffn_dim": 118,
+            **ENCODER_DECODER,
             "max_position_embeddings": 32,
             "pad_token_id": 0,
             "bos_token_id": 1,
