@@ -168,7 +168,7 @@ def processor() -> str:
 
 def machine() -> str:
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s'[: threads - 1]}, torch {torch.__version__}"
+    return f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}, torch {torch.__version__}"
 
 
 def _arguments() -> argparse.Namespace:
