@@ -188,6 +188,9 @@ _SYMBOLS = (__file__, *(str(_TORCH / part) for part in ("__init__.py", "fx/exper
 _OVER_SAMPLES = {"unpack_var_sequence", "unbind", "split", "chunk", "tensor_split"}
 """What makes a tuple of samples: the batch is followed through all of them."""
 
+_INTO_AS_MANY = {"chunk", "tensor_split"}
+"""Of these, what is told how many parts to make, of any dim."""
+
 
 def _asked(node: Any, asking: FrameType | None) -> Asked | None:
     expression = node.expr
@@ -198,7 +201,7 @@ def _asked(node: Any, asking: FrameType | None) -> Asked | None:
     relation = _is_relation(expression)
     if asking is None or (relation and not asking.f_code.co_filename.startswith(_INTERPRETER)):
         return None  # ops ask whether their tensors are contiguous, and more that changes no result
-    translator, doing = _translator(asking)
+    translator, doing = _translator(asking, expression)
     if translator is None or not doing.isdisjoint(_OVER_SAMPLES):
         return None
     if relation and guards_an_error(translator.current_instruction, translator.instructions):
@@ -210,8 +213,11 @@ def _asked(node: Any, asking: FrameType | None) -> Asked | None:
     return Asked(expression, TracingContext.extract_stack(), inputs, current_trace(), rounds)
 
 
-def _translator(frame: FrameType | None) -> tuple[Any, set[str]]:
-    """The translator in whose step a frame runs, and what it does there: functions, and a node tried out."""
+def _translator(frame: FrameType | None, asked: Any) -> tuple[Any, set[str]]:
+    """The translator in whose step a frame runs, and what it does there: functions, and a node tried out.
+
+    asked: the number or relation. Cutting a dim into as many parts as another dim has does not count.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 
     doing = set()
@@ -220,10 +226,19 @@ def _translator(frame: FrameType | None) -> tuple[Any, set[str]]:
             return own, doing
         doing.add(frame.f_code.co_name)
         if frame.f_code.co_name == "run_node":
-            target = getattr(frame.f_locals.get("node"), "target", "")
-            doing.add(str(getattr(target, "__name__", target)))
+            target = getattr(node := frame.f_locals.get("node"), "target", "")
+            name = str(getattr(target, "__name__", target))
+            if name not in _INTO_AS_MANY or _parts_one_by_one(node, asked):
+                doing.add(name)
         frame = frame.f_back
     return None, doing
+
+
+def _parts_one_by_one(node: Any, asked: Any) -> bool:
+    """Whether chunk or tensor_split makes as many parts of a dim as it is long."""
+    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+    size = node.args[0].meta["example_value"].shape[dim]
+    return isinstance(size, torch.SymInt) and size.node.expr == asked
 
 
 def about_the_batch(

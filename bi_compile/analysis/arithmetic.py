@@ -30,8 +30,6 @@ def pointwise(call: Call) -> Flow:
         raise Mixes(COUNT_ENTERS)
     if flow.position and not _changes_nothing(call):
         flow = Flow(flow.axes, ROUTING)
-    if call.rounds and _batch_size_enters(call):
-        raise Mixes("the number of samples enters the arithmetic")
     return keep_apart(call, flow)
 
 
@@ -39,14 +37,6 @@ def _changes_nothing(call: Call) -> bool:
     """x + 0 and x * 1, which tracing leaves behind."""
     neutral = {"add": 0, "sub": 0, "mul": 1}.get(call.name)
     return neutral is not None and len(call.tensors) == 1 and call.get("other") == neutral
-
-
-def _batch_size_enters(call: Call) -> bool:
-    numbers = [n.meta.get("val") for n in call.node.all_input_nodes if n not in call.tensors]
-    symbols = call.batch_symbols()
-    return any(
-        isinstance(n, torch.SymInt | torch.SymFloat) and n.node.expr.free_symbols & symbols for n in numbers
-    )
 
 
 def cast(call: Call) -> Flow:
@@ -122,7 +112,9 @@ def searchsorted(call: Call) -> Flow:
         if lines.meta["val"].dtype.is_floating_point:
             raise Mixes("it looks values up among those of every sample")
         raise Unknown("it looks places up in a line that tells of every sample")
-    found = values if rank == 1 else joined([(values, rank), (flow, rank)], rank)
+    found = joined([(values, rank), (flow, rank)], rank) if rank > 1 else values
+    if flow.position:
+        found = Flow(found.axes, ROUTING)
     return Flow(found.axes, ROUTING if found.position else None)
 
 

@@ -17,6 +17,12 @@ RETURNING = "returning"
 COUNT_ENTERS = "a place in the batch, or a count of samples, enters the arithmetic"
 """Why numbers with a position and samples may not meet."""
 
+RETURNED = "what it returns of a sample tells of the others, or of how many there are"
+"""The same of such numbers that leave the graph."""
+
+SIZE_ENTERS = "the number of samples enters the arithmetic"
+"""The same of an argument made of the size of the batch."""
+
 
 @dataclass(frozen=True)
 class Axis:

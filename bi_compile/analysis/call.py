@@ -1,6 +1,6 @@
 """One op of a graph as the rules see it: arguments by the names of the schema, shapes as sizes, flows."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ class Call:
     """node: calls an OpOverload. flows: of every earlier node. batches: the extent of each batch.
 
     same: symbols of other inputs that stand for one of these extents too. constants: what no input bears on.
+    of_samples: the nodes that samples bear upon.
     """
 
     node: fx.Node
@@ -25,6 +26,7 @@ class Call:
     batches: Mapping[str, Size]
     constants: Constants
     same: Same = ()
+    of_samples: Container[fx.Node] = frozenset()
 
     @property
     def name(self) -> str:
@@ -79,8 +81,10 @@ class Call:
 
     @property
     def rounds(self) -> bool:
-        """Whether the result is floating-point."""
-        return isinstance(self.result, torch.Tensor) and self.result.dtype.is_floating_point
+        """Whether the result is floating-point or complex."""
+        if not isinstance(self.result, torch.Tensor):
+            return False
+        return self.result.dtype.is_floating_point or self.result.dtype.is_complex
 
     def batch_symbols(self) -> set[Any]:
         """Of sizes that tell of the batch."""

@@ -1,12 +1,14 @@
-"""Values that no tensor input bears upon, computed: places in the batch.
+"""Values that no sample bears upon, computed: places in the batch, and how many there are.
 
 What is made of sizes and numbers alone can be known for any batch. Two sizes of the batch are tried where it
-is symbolic; where it is not, the one size of the graph.
+is symbolic; where it is not, the one size of the graph. Where weights are among what the number of samples
+enters, `w[:B]`, random numbers stand in for them.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import fx
@@ -15,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bi_compile.analysis.axes import Axis
-from bi_compile.analysis.sizes import ONE, Same, Size
+from bi_compile.analysis.sizes import ONE, Same, Size, sizes_of
 
 SAMPLES = (4, 6)
 """Even, as a graph may cut the batch in halves."""
@@ -26,21 +28,38 @@ _OTHERS = 8
 _MOST = 1 << 20
 """Elements of the largest value that is worth computing."""
 
+_MOST_OF_WEIGHTS = 1 << 22
+"""The same for weights and what is made of them."""
+
 
 class Constants:
-    """batches: the extent of each batch. same: symbols of other inputs that stand for one of these too."""
+    """batches: the extent of each batch. same: symbols of other inputs that stand for one of these too.
 
-    def __init__(self, batches: Mapping[str, Size], same: Same = ()) -> None:
+    shared: inputs that hold no samples.
+    """
+
+    def __init__(
+        self, batches: Mapping[str, Size], same: Same = (), shared: Container[fx.Node] = frozenset()
+    ) -> None:
         self.symbols = {symbol for size in batches.values() for symbol in size.symbols}
         self._same = same
-        self._known: dict[tuple[fx.Node, int], Any] = {}
+        self._shared = shared
+        self._known: dict[tuple[fx.Node, int, bool], Any] = {}
         self._made_of_batch: dict[fx.Node, bool] = {}
 
     def at(self, node: fx.Node, samples: int) -> Any:
         """The value of a node where symbolic batches have that many samples; None if inputs bear upon it."""
-        if (node, samples) not in self._known:
-            self._known[node, samples] = self._computed(node, samples)
-        return self._known[node, samples]
+        return self._at(node, samples, stand_ins=False)
+
+    def _at(self, node: fx.Node, samples: int, *, stand_ins: bool) -> Any:
+        key = (node, samples, stand_ins)
+        if key not in self._known:
+            self._known[key] = self._computed(node, samples, stand_ins=stand_ins)
+        return self._known[key]
+
+    def _tried(self, node: fx.Node, samples: int) -> Any:
+        """As `at`, or as it would be for some weights where the number of samples bears upon it, too."""
+        return self._at(node, samples, stand_ins=self.have_batch_in(node))
 
     def count(self, node: fx.Node) -> None:
         """Sizes that the data of the batch decide, such as how many of its elements are not zero.
@@ -55,8 +74,8 @@ class Constants:
         return SAMPLES if self.symbols else SAMPLES[:1]
 
     def are_known(self, node: fx.Node) -> bool:
-        """Whether the value of a node is known for every trial: no input bears upon it."""
-        return all(self.at(node, samples) is not None for samples in self.trials)
+        """Whether the value of a node is known for every trial: no sample bears upon it."""
+        return all(self._tried(node, samples) is not None for samples in self.trials)
 
     def have_batch_in(self, node: fx.Node) -> bool:
         """Whether the number of samples, where it is symbolic, stands among what a node is made of."""
@@ -79,7 +98,7 @@ class Constants:
         A dim whose extent differs is taken to hold the samples; whether it is, is seen when it meets them.
         False where the batch has a fixed size, and for what is not known.
         """
-        values = [self.at(node, samples) for samples in self.trials]
+        values = [self._tried(node, samples) for samples in self.trials]
         if not all(isinstance(value, torch.Tensor) for value in values):
             return False
         for dim in range(values[0].dim()):
@@ -108,7 +127,7 @@ class Constants:
     def tell_places_apart(self, node: fx.Node, axis: Axis, batch: Size) -> bool:
         """Whether a value that lies along `axis`, and is known, differs from one sample to the next."""
         samples = self.trials[0]
-        value = self.at(node, samples)
+        value = self._tried(node, samples)
         if not isinstance(value, torch.Tensor):
             return False
         cut = [self.size(size, samples) for size in (axis.outer, batch, axis.inner)]
@@ -129,11 +148,13 @@ class Constants:
         values = {s: samples if s in self.symbols else _OTHERS for s in expression.free_symbols}
         return expression.subs(values)
 
-    def _computed(self, node: fx.Node, samples: int) -> Any:
+    def _computed(self, node: fx.Node, samples: int, *, stand_ins: bool) -> Any:
+        if _elements(node.meta.get("val")) > (_MOST_OF_WEIGHTS if stand_ins else _MOST):
+            return None
+        if stand_ins and (node.op == "get_attr" or node in self._shared):
+            return self._stand_in(node, samples)
         target = node.target
         if node.op != "call_function" or not _is_fixed(target):
-            return None
-        if _elements(node.meta.get("val")) > _MOST:
             return None
 
         def given(value: fx.Node) -> Any:
@@ -142,7 +163,7 @@ class Constants:
                 return self._number(number.node.expr, samples)
             if isinstance(number, torch.SymFloat):
                 return float(self._value(number.node.expr, samples))
-            if (found := self.at(value, samples)) is None:
+            if (found := self._at(value, samples, stand_ins=stand_ins)) is None:
                 raise LookupError
             return found
 
@@ -155,6 +176,19 @@ class Constants:
                 return target(*args, **kwargs)  # type: ignore[operator]
         except Exception:  # whatever cannot be computed for such a batch is not known
             return None
+
+    def _stand_in(self, node: fx.Node, samples: int) -> torch.Tensor | None:
+        """Random numbers for a weight, the same in every trial.
+
+        None for integers, which may have to be in some range.
+        """
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+            return None
+        shape = [self.size(size, samples) for size in sizes_of(value.shape, self._same)]
+        with _disable_current_modes(), no_python_dispatcher():
+            generator = torch.Generator().manual_seed(crc32(node.name.encode()))
+            return torch.randn(shape, generator=generator).to(value.dtype)
 
 
 def _all_alike(value: torch.Tensor, dim: int) -> bool:

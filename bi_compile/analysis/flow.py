@@ -12,7 +12,8 @@ import networkx as nx
 import torch
 from torch import fx
 
-from bi_compile.analysis.axes import COUNT_ENTERS, ROUTING, Axis, Flow, Mixes, Unknown, shaped
+from bi_compile.analysis import counts
+from bi_compile.analysis.axes import COUNT_ENTERS, RETURNED, ROUTING, Axis, Flow, Mixes, Unknown, shaped
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.constants import Constants
 from bi_compile.analysis.loops import Broken, Loops
@@ -109,7 +110,8 @@ def _followed(graph: fx.Graph, dims: Sequence[tuple[int, ...]], *, with_loops: b
         if axes:
             result.of_samples.add(node)
     result.same += _numbers_of_samples(inputs, result)
-    constants = Constants(result.batches, result.same)
+    shared = frozenset(node for node in inputs if node not in result.of_samples)
+    constants = Constants(result.batches, result.same, shared)
     loops = Loops(result.flows, result.batches, result.of_samples, constants)
     result.pieces = loops.pieces if with_loops else {}
     for node in graph.nodes:
@@ -124,6 +126,7 @@ def _followed(graph: fx.Graph, dims: Sequence[tuple[int, ...]], *, with_loops: b
             result.flows[node] = _flow_of(node, result, constants)
         elif node not in result.flows:
             result.flows[node] = Flow()
+    _look_at_outputs(graph, result)
     if any(size.number == 0 for size in result.batches.values()):
         result.findings.clear()
     _add_paths(graph, result)
@@ -175,7 +178,7 @@ def _flow_of(node: fx.Node, known: BatchFlow, constants: Constants) -> Any:
         if None not in inputs:
             known.findings[node] = Finding(False, "no rule says how the batch passes through this op")
         return None
-    call = Call(node, known.flows, known.batches, constants, known.same)
+    call = Call(node, known.flows, known.batches, constants, known.same, known.of_samples)
     if node not in known.of_samples:
         return _for_each_result(node, _of_numbers(rule, call))
     return _ruled(node, rule, known, call)
@@ -188,7 +191,7 @@ def _of_numbers(rule: Callable[[Call], Any], call: Call) -> Any:
     except (Mixes, Unknown):
         flow = Flow((), ROUTING)
     if isinstance(flow, tuple) or not call.constants.are_known(call.node):
-        return flow
+        return counts.of_shared(call, flow)
     if not call.constants.tell_of_batch(call.node):
         return Flow() if len(call.constants.trials) > 1 else flow
     return flow if flow.position else Flow((), ROUTING)
@@ -198,7 +201,7 @@ def _ruled(node: fx.Node, rule: Callable[[Call], Any], known: BatchFlow, call: C
     try:
         if call.rounds and _number_of_samples_enters(call):
             raise Mixes(COUNT_ENTERS)
-        return _for_each_result(node, rule(call))
+        return _for_each_result(node, counts.checked(call, rule(call)))
     except Unknown as unknown:
         if str(unknown):
             known.findings[node] = Finding(False, str(unknown))
@@ -214,6 +217,17 @@ def _number_of_samples_enters(call: Call) -> bool:
     return any(flow.axes and not flow.position for flow, _ in flows) and any(
         flow.position and dtype.is_floating_point for flow, dtype in flows
     )
+
+
+def _look_at_outputs(graph: fx.Graph, known: BatchFlow) -> None:
+    """Integers of every sample that tell of others may choose rows on the way, and are no result of it."""
+    for node in graph.output_node().all_input_nodes:
+        flow = known.flows.get(node)
+        if not isinstance(flow, Flow) or flow.position != ROUTING or node not in known.of_samples:
+            continue
+        if flow.axes and not any(axis.ragged for axis in flow.axes):
+            maker: Any = node.args[0] if node.target is operator.getitem else node
+            known.findings.setdefault(maker, Finding(True, RETURNED))
 
 
 def _starts_from_the_batch(node: fx.Node) -> bool:

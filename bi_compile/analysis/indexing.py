@@ -6,7 +6,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from bi_compile.analysis.axes import ALIGNED, RETURNING, ROUTING, Axis, Flow, Mixes, Unknown, joined, wrapped
+from bi_compile.analysis.axes import (
+    ALIGNED,
+    COUNT_ENTERS,
+    RETURNING,
+    ROUTING,
+    Axis,
+    Flow,
+    Mixes,
+    Unknown,
+    joined,
+    wrapped,
+)
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.constants import factored
 from bi_compile.analysis.masks import look_at_rows
@@ -17,7 +28,7 @@ def embedding(call: Call) -> Flow:
     table, indices = call.tensors[0], call.tensors[1]
     if call.flow(table).axes:
         raise Unknown("the table of the embedding depends on the batch")
-    return Flow(call.flow(indices).axes)
+    return _by(call, indices, Flow(call.flow(indices).axes))
 
 
 def gather(call: Call) -> Flow:
@@ -31,7 +42,7 @@ def gather(call: Call) -> Flow:
     rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
     flow = joined([(rest, rank), (Flow(call.flow(index).axes), rank)], rank)
     if chosen is None:
-        return flow
+        return _by(call, index, flow)
     return Flow((*flow.move(_other_than(chosen)).axes, chosen.at(dim) if chosen.ragged else chosen))
 
 
@@ -42,7 +53,22 @@ def index_select(call: Call) -> Flow:
     rest = call.flow(x).move(lambda axis: None if axis.dim == dim else axis)
     rows = call.flow(index).move(lambda axis: axis.at(dim))
     extra = rows.axes if chosen is None else (chosen.at(dim),)
-    return joined([(rest, call.rank(x)), (Flow(extra), call.rank(x))], call.rank(x))
+    flow = joined([(rest, call.rank(x)), (Flow(extra), call.rank(x))], call.rank(x))
+    return _by(call, index, flow) if chosen is None else flow
+
+
+def _by(call: Call, places: fx.Node, flow: Flow) -> Flow:
+    """The flow of what `places` choose from, or put into, a dim without the batch.
+
+    Those of rows that the data chose are these rows' own. Raises Mixes where others tell of the batch, and
+    the numbers they choose are floating-point.
+    """
+    known = call.flow(places)
+    if known.position is None or (known.axes and all(axis.ragged for axis in known.axes)):
+        return flow
+    if call.rounds:
+        raise Mixes(COUNT_ENTERS)
+    return Flow(flow.axes, ROUTING)
 
 
 def _other_than(chosen: Axis):
@@ -123,7 +149,12 @@ def index(call: Call) -> Flow:
         else:
             before = sum(d not in indexed for d in range(axis.dim))
             axes.append(axis.at(before + (width if not together or axis.dim > front else 0)))
-    return joined([(Flow(tuple(axes)), 0), (_without_known(rows, axes, front), 0)], 0) if rank else Flow()
+    if not rank:
+        return Flow()
+    result = joined([(Flow(tuple(axes), flow.position), 0), (_without_known(rows, axes, front), 0)], 0)
+    for dim in set(indexed) - set(flow.dims()):
+        result = _by(call, given[dim], result)
+    return result
 
 
 def _counts_samples(index: fx.Node, size: Any) -> bool:
@@ -184,7 +215,7 @@ def scatter(call: Call) -> Flow:
         flow = joined([(flow, rank), (given.move(lambda a: None if a.dim == dim else a), rank)], rank)
     if crossed:
         return _returned(call, Flow(flow.move(_other_than(crossed)).axes), dim, crossed, index_)
-    return Flow(flow.axes)
+    return _by(call, index_, Flow(flow.axes))
 
 
 def index_add(call: Call) -> Flow:
@@ -196,7 +227,8 @@ def index_add(call: Call) -> Flow:
     crossed = own.dims().get(dim) or given.dims().get(dim)
     rest = [(flow.move(lambda a: None if a.dim == dim else a), rank) for flow in (own, given)]
     flow = joined(rest, rank)
-    return _returned(call, flow, dim, crossed, call.arguments["index"]) if crossed else flow
+    index = call.arguments["index"]
+    return _returned(call, flow, dim, crossed, index) if crossed else _by(call, index, flow)
 
 
 def index_put(call: Call) -> Flow:
@@ -205,6 +237,9 @@ def index_put(call: Call) -> Flow:
     given = list(call.arguments["indices"])
     own = call.flow(self_)
     axes = own.dims()
+    for dim, chosen in enumerate(given):
+        if axes and dim not in axes and not _is_mask(chosen):
+            _by(call, chosen, Flow())
     for dim, chosen in enumerate(given):
         if chosen is None:
             continue
