@@ -327,8 +327,10 @@ def _put_by_place(call: Call, dim: int, axis: Axis, places: fx.Node) -> Axis | N
 
 
 def grouped(call: Call) -> Flow:
-    """Grouped products of rows: x [rows, K], weights [groups, K, N], ends of the groups."""
-    flow = call.flow(call.first)
-    if call.rank(call.first) - 1 in flow.dims():
+    """Grouped products: x [rows, K], weights [groups, K, N], ends of groups; another tensor of rows."""
+    flow, rank = call.flow(call.first), call.rank(call.first)
+    if rank - 1 in flow.dims():
         raise Mixes("it sums over the batch")
-    return Flow(flow.axes)
+    other = call.arguments.get("other")
+    beside = [(call.flow(other), rank)] if isinstance(other, fx.Node) else []
+    return joined([(Flow(flow.axes), rank), *beside], rank)

@@ -131,7 +131,7 @@ RULES: dict[str, Rule] = {
     **_family(indexing.scatter, "scatter scatter_add scatter_reduce"),
     **_family(indexing.index_add, "index_add index_copy index_reduce"),
     **_family(indexing.index_put, "index_put _unsafe_index_put index_put_add"),
-    **_family(indexing.grouped, "grouped_mm _grouped_mm"),
+    **_family(indexing.grouped, "grouped_mm _grouped_mm grouped_mm_epilogue"),
 }
 """Op name, of the namespaces aten, prims and bi_compile alike -> its rule."""
 

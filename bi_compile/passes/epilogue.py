@@ -19,7 +19,12 @@ from bi_compile.templates.contraction.epilogue import Step
 aten = torch.ops.aten
 bi = torch.ops.bi_compile
 
-_PRODUCTS = {op.default for op in (bi.linear, bi.mm, bi.bmm, bi.addmm, bi.baddbmm)}
+_PRODUCTS = {op.default for op in (bi.linear, bi.mm, bi.bmm, bi.addmm, bi.baddbmm, bi.grouped_mm)}
+_WITH_EPILOGUE: dict[Any, Any] = {
+    bi.linear.default: bi.linear_epilogue.default,
+    bi.grouped_mm.default: bi.grouped_mm_epilogue.default,
+}
+"""Products that hand all their arguments on; the others become one op by their rank."""
 _DEVICES = ("cuda",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STEPS: dict[Any, str] = {
@@ -218,8 +223,8 @@ def _replace(graph: fx.Graph, join: _Join, last: fx.Node, places: dict[fx.Node, 
     with graph.inserting_before(last):
         if other is not None and viewed is not product:
             other = call(aten.reshape.default, (other, [-1, value.shape[1]]), value.dtype)
-        if product.target is bi.linear.default:
-            target, arguments = bi.linear_epilogue.default, product.args
+        if product.target in _WITH_EPILOGUE:
+            target, arguments = _WITH_EPILOGUE[product.target], product.args
         else:
             *added, a, b = product.args
             target, arguments = bi.product_epilogue.default, (a, b, added[0] if added else None)

@@ -10,8 +10,9 @@ from tests.bits import assert_same_bits, same_bits
 from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
 
 if torch.cuda.is_available():
-    from bi_compile.templates.contraction import epilogue, gpu
+    from bi_compile.templates.contraction import epilogue, gpu, gpu_grouped
     from tests.gpu.test_contraction import configurations, data
+    from tests.gpu.test_grouped import ENDS, ends
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ROWS = (1, 5, 64, 257, 1024)
@@ -64,6 +65,31 @@ def test_every_epilogue(dtype):
         exact = function(*(t.double() for t in (product, *(() if more is None else (more,)))))
         tolerance = {"rtol": 2.0**-4, "atol": 2.0**-7} if dtype == BF16 else {"rtol": 1e-5, "atol": 1e-6}
         torch.testing.assert_close(found.double(), exact, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "name"), [(BF16, 400, "gated"), (BF16, 4592, "sum"), (FP32, 400, "gelu")], ids=str
+)
+def test_grouped_products(dtype, k, name):
+    a, _, _, other = factors(k, 528, dtype)
+    a, other = a[: ENDS[-1] + 6], other[: ENDS[-1] + 6]
+    b = data(len(ENDS), 528, k, dtype=dtype, seed=1).mT * 2.0**-18
+    program = programs(dtype)[name]
+    beside = other if epilogue.reads_other(program) else None
+    product = gpu_grouped.grouped_mm(a, b, ends(ENDS))
+    expected = epilogue.run(program, product, beside)
+    assert not same_bits(expected, product)
+    for config in (c for c in configurations(dtype) if not (c.wide or c.parallel)):
+        found = gpu_grouped.grouped_mm(a, b, ends(ENDS), beside, program, config=config)
+        assert_same_bits(found, expected, f"{config}")
+    assert_same_bits(gpu_grouped.grouped_mm(a, b, ends(ENDS), beside, program), expected, "the chosen one")
+    for row, group in ((1, 3), (149, 3), (160, 4)):
+        routed, more = (
+            ends([0] * group + [1] * (len(ENDS) - group)),
+            None if beside is None else beside[row : row + 1],
+        )
+        found = gpu_grouped.grouped_mm(a[row : row + 1], b, routed, more, program)
+        assert_same_bits(found[0], expected[row], f"row {row} alone")
 
 
 class Perceptrons(nn.Module):

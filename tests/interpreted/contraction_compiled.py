@@ -117,6 +117,32 @@ def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:
     return rows
 
 
+def grouped_finished(capability: int, dtype: torch.dtype, names: list[str]) -> list[dict]:
+    """Groups of rows with epilogues, as their configurations have them."""
+    rows, programs = [], epilogues(dtype)
+    for name in names:
+        program = programs[name]
+        for config in shipped(capability, dtype):
+            for chunked in (True, False):
+                if config.wide or (chunked and not config.walks(capability)):
+                    continue
+                if is_heavy(program) and config.large:
+                    continue  # a kernel of its own, see `finished`
+                compiled = gpu_certificates.compile_grouped(config, dtype, capability, "M", chunked, program)
+                order = gpu_certificates.order_grouped(config, dtype, capability, "M", chunked, program)
+                found = spilled(compiled, config, chunked)
+                rows.append(
+                    {
+                        "name": name,
+                        "config": list(config),
+                        "chunked": chunked,
+                        "order": str(order),
+                        "spilled": found,
+                    }
+                )
+    return rows
+
+
 def certified(capability: int) -> str:
     try:
         return str(len(gpu_tuning.certified(PROCESSORS[capability], torch.bfloat16)))

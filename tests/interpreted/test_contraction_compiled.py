@@ -134,6 +134,29 @@ def test_groups_have_the_order_of_products(capability, dtype, cut):
         assert row["order"].replace("its K", "K") == expected, row
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "names"),
+    [
+        (80, "bfloat16", ["silu", "sum"]),
+        (80, "float32", ["gated"]),
+        (90, "bfloat16", ["silu", "gated", "sum"]),
+        (90, "float32", ["gated"]),
+        (100, "bfloat16", ["silu", "gated", "sum"]),
+    ],
+)
+def test_groups_with_epilogues(capability, dtype, names):
+    rows = evaluated(f"grouped_finished({capability}, torch.{dtype}, {names})")
+    assert {row["name"] for row in rows} == set(names)
+    for row in rows:
+        assert row["spilled"] == 0, row
+        alike = [r["order"] for r in rows if (r["name"], r["chunked"]) == (row["name"], row["chunked"])]
+        assert set(alike) == {row["order"]}
+        if dtype == "bfloat16" and row["name"] in ("silu", "sum"):
+            order = ORDERS[dtype]["sequence" if row["chunked"] else "one"].removesuffix(" by bf16 k16")
+            expected = FINISHED[row["name"]].replace(SUM, f"f32({order})")
+            assert row["order"].replace("its K", "K") == f"{expected} by bf16 k16"
+
+
 def test_only_certified_configurations_are_tuned():
     assert evaluated("certified(90)") == "12"
     assert evaluated("certified(100)") == "12"

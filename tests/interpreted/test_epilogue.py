@@ -15,7 +15,8 @@ from tests.interpreted import interpreter
 from tests.interpreted.test_contraction import BF16, FORMS, FP16, FP32, FP64, HOPPER, config, data, dot
 from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
 
-from bi_compile.templates.contraction import epilogue, gpu, gpu_configs, gpu_epilogue, gpu_oracle, gpu_tuning  # isort: skip
+from bi_compile.templates.contraction import epilogue, gpu, gpu_configs, gpu_epilogue  # isort: skip
+from bi_compile.templates.contraction import gpu_grouped, gpu_oracle, gpu_tuning  # isort: skip
 from bi_compile.templates.contraction.gpu_configs import Config  # isort: skip
 from bi_compile.templates.gpu import device  # isort: skip
 
@@ -60,11 +61,12 @@ def small_chunks_on_a_hopper(monkeypatch):
     functions = {name: of_block(name) for name in ("exp", "erf", "tanh", "log1p", "expm1")}
     monkeypatch.setattr(gpu_epilogue, "libdevice", SimpleNamespace(**functions))
     monkeypatch.setattr(epilogue, "unary", of_tensor)
-    for cache in (gpu._plan, gpu_configs.choose, gpu_epilogue.function):
+    caches = (gpu._plan, gpu_grouped._plan, gpu_configs.choose, gpu_epilogue.function)
+    for cache in caches:
         cache.cache_clear()
     yield
-    gpu_epilogue.function.cache_clear()
-    gpu._plan.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def one_nan(x: torch.Tensor) -> torch.Tensor:
@@ -144,3 +146,74 @@ def test_fp64_runs_one_by_one():
     found = gpu.product_epilogue(a, b, None, None, "t1 = le(p, 0); t2 = where(t1, 0, p)")
     assert_same_bits(found, gpu.mm(a, b).relu(), "relu")
     assert gpu.product_epilogue(a[:0], b, None, None, "t1 = neg(p)").shape == (0, 9)
+
+
+# Empty groups, one longer than a tile, and rows behind the last one.
+ENDS = [0, 3, 3, 24, 25]
+
+
+def check_groups(kind: str, program: str, dtype: torch.dtype, chosen: Config | None, k: int = 296) -> None:
+    total = ENDS[-1] + 4
+    shapes = {
+        "rows": ((total, k), (len(ENDS), k, 40), (total, 40)),
+        "columns": ((len(ENDS), 18, k), (k, total), (18, total)),
+        "summed": ((18, total), (total, 40), (len(ENDS), 18, 40)),
+    }[kind]
+    a, b, other = (data(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes))
+    a[..., 0] = torch.where(torch.rand(a.shape[:-1]) < 0.1, torch.nan, a[..., 0])
+    a, b, other = a / 32, b / 32, other / 512 if epilogue.reads_other(program) else None
+    product, begin = torch.zeros(shapes[2], dtype=dtype), 0
+    for group, end in enumerate(ENDS):
+        part = slice(begin, end)
+        x, y = a[part] if kind == "rows" else a, b[group] if kind == "rows" else b
+        if kind != "rows":
+            x, y = (a[group], b[:, part]) if kind == "columns" else (a[:, part], b[part])
+        place = {"rows": part, "columns": (slice(None), part), "summed": group}[kind]
+        product[place] = gpu_oracle.product(x, y)
+        begin = end
+    expected = epilogue.run(program, product, other)
+    found = gpu_grouped.grouped_mm(a, b, torch.tensor(ENDS), other, program, config=chosen)
+    assert_same_bits(one_nan(found), one_nan(expected), f"{kind} {program} {chosen}")
+    assert not torch.equal(found.nan_to_num(), product.nan_to_num())
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["silu", "relu squared", "gated", "sum"])
+def test_groups_of_rows(name, dtype):
+    program = programs(dtype)[name]
+    for form in FORMS:
+        tile = config(form)
+        if not (tile.wide or tile.parallel or (dtype == FP32 and tile.swap)):
+            check_groups("rows", program, dtype, tile)
+    check_groups("rows", program, dtype, None)
+
+
+@pytest.mark.parametrize("kind", ["columns", "summed"])
+def test_groups_of_columns_and_of_the_summed_dim(kind):
+    for name in ("gated", "relu"):
+        check_groups(kind, programs(BF16)[name], BF16, config("pointers"), k=40)
+
+
+def test_groups_leave_what_is_heavy_to_a_kernel_of_its_own(monkeypatch):
+    launched, finishing = [], gpu_epilogue.finishing
+    monkeypatch.setattr(gpu_epilogue, "finishing", lambda *a: launched.append(a) or finishing(*a))
+    for kind, shape in {"rows": (1, 29, 40), "columns": (1, 18, 29), "summed": (5, 18, 40)}.items():
+        check_groups(kind, programs(BF16)["gated"], BF16, Config(128, 128, 32, 8, 3), k=40)
+        assert launched.pop()[2:] == shape
+    check_groups("rows", programs(BF16)["sum"], BF16, Config(128, 128, 32, 8, 3), k=40)
+    cast = "t1 = float32(p); t2 = exp(t1)"
+    check_groups("rows", cast, BF16, Config(128, 128, 32, 8, 3), k=40)
+    assert len(launched) == 1
+    # As many tiles as there may be, of which the second wave is counted.
+    monkeypatch.setattr(device, "processor", lambda index: HOPPER._replace(multiprocessors=1))
+    check_groups("rows", cast, BF16, config("pointers"), k=40)
+    assert len(launched) == 2
+
+
+def test_no_groups_and_three_dims():
+    relu = "t1 = le(p, 0); t2 = where(t1, 0, p)"
+    a, b = data(5, 40, dtype=BF16), data(3, 40, 9, dtype=BF16)
+    none = gpu_grouped.grouped_mm_epilogue(a, b[:0], torch.ones(0).int(), None, "t1 = add(p, 1.0)")
+    assert_same_bits(none, torch.ones(5, 9, dtype=BF16))
+    double = gpu_grouped.grouped_mm_epilogue(a.double(), b.double(), torch.tensor([1, 2, 4]), None, relu)
+    assert_same_bits(double, gpu_grouped.grouped_mm(a.double(), b.double(), torch.tensor([1, 2, 4])).relu())

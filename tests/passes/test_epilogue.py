@@ -18,7 +18,8 @@ from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER
 bi = torch.ops.bi_compile
 
 X, W, V = torch.randn(3, 5, 8), torch.randn(8, 8), torch.randn(8)
-LINEAR, PRODUCT, ALONE = "linear_epilogue", "product_epilogue", "linear"
+LINEAR, PRODUCT, GROUPED, ALONE = "linear_epilogue", "product_epilogue", "grouped_mm_epilogue", "linear"
+JOINED = {bi.linear_epilogue.default, bi.product_epilogue.default, bi.grouped_mm_epilogue.default}
 CHANGES_NOTHING = {"view", "reshape", "permute", "t", "full", "scalar_tensor"}
 
 
@@ -32,7 +33,7 @@ def joined(function, *inputs, device: str = "cuda", dtype: torch.dtype | None = 
     calls = [node for node in graph.nodes if node.op == "call_function"]
     assert all("val" in node.meta for node in calls)
     for node in calls:
-        if node.target in (bi.linear_epilogue.default, bi.product_epilogue.default):
+        if node.target in JOINED:
             assert_meta_is_what_the_op_returns(node)
     names = [node.target.overloadpacket.__name__ for node in calls]
     return [name for name in names if name not in CHANGES_NOTHING]
@@ -117,6 +118,50 @@ def test_left_alone(function):
     assert not {LINEAR, PRODUCT} & set(joined(function, X, W, V))
 
 
+def experts(x, w, offs):
+    """Rows of x, sorted by their groups, and a weight for each of these."""
+    return (
+        torch._grouped_mm(x, w.mT, offs=offs) if x.dtype == torch.bfloat16 else bi.grouped_mm(x, w.mT, offs)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *WITH_ANOTHER])
+def test_grouped_products(name, dtype):
+    """Written as models do whose experts have no gate, or a weight of its own for it."""
+
+    def function(x, w, v, down, offs):
+        y = experts(x, w, offs)
+        y = ACTIVATIONS[name](y) if name in ACTIVATIONS else WITH_ANOTHER[name](y, experts(x, v, offs))
+        return experts(y, down, offs)
+
+    weights = torch.empty(4, 16, 8, dtype=dtype), torch.empty(4, 16, 8, dtype=dtype)
+    inputs = torch.empty(7, 8, dtype=dtype), *weights, torch.empty(4, 8, 16, dtype=dtype), torch.ones(4).int()
+    other = ["grouped_mm"] * (name in WITH_ANOTHER)
+    assert joined(function, *inputs) == [*other, GROUPED, "grouped_mm"]
+
+
+def test_what_of_a_grouped_product_is_left_alone():
+    x, w, offs = torch.empty(7, 8), torch.empty(4, 8, 8), torch.ones(4).int()
+    bias, scale, ids = torch.empty(4, 8), torch.empty(7, 1), torch.ones(7).long()
+
+    def finished(finish):
+        def function(x, w, offs, bias, scale, ids):
+            y = bi.grouped_mm(x, w, offs)
+            return finish(y, x, torch.ops.aten.index.Tensor(bias, [ids]), scale, ids)
+
+        return joined(function, x, w, offs, bias, scale, ids)
+
+    # Inductor gathers the bias of each row in the kernel that reads it.
+    assert GROUPED not in finished(lambda y, x, bias, scale, ids: F.silu(y + bias))
+    # Likewise with the weight of each row, and the order that rows had before.
+    assert GROUPED not in finished(
+        lambda y, x, bias, scale, ids: torch.ops.aten.index.Tensor(y * scale, [ids])
+    )
+    assert GROUPED not in finished(lambda y, x, bias, scale, ids: (y, y.relu()))
+    assert GROUPED in finished(lambda y, x, bias, scale, ids: y.relu() + x)
+
+
 def test_left_alone_on_the_cpu():
     assert LINEAR not in joined(lambda x, w: F.relu(linear(x, w)), X, W, device="cpu")
 
@@ -136,6 +181,9 @@ def test_the_joined_ops_are_the_ops_one_by_one(dtype):
     assert_same_bits(bi.product_epilogue(x[0], w, None, x[1], "t1 = add(p, o)"), bi.mm(x[0], w) + x[1])
     found = bi.product_epilogue(x, x.mT, x @ x.mT, None, relu, beta=0.5, alpha=2)
     assert_same_bits(found, bi.baddbmm(x @ x.mT, x, x.mT, beta=0.5, alpha=2).relu())
+    groups, ends = torch.stack([w, w.t()]), torch.tensor([2, 4])
+    found = bi.grouped_mm_epilogue(x[0], groups, ends, x[1], "t1 = add(p, o)")
+    assert_same_bits(found, bi.grouped_mm(x[0], groups, ends) + x[1])
     silu = "t1 = float32(p); t2 = neg(t1); t3 = exp(t2); t4 = add(t3, 1.0); t5 = div(t1, t4)"
     y = bi.linear(x, w, v).float()
     assert_same_bits(bi.linear_epilogue(x, w, v, None, silu), y / (bi.unary(-y, "exp") + 1))

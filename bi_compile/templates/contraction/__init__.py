@@ -1,7 +1,7 @@
 """Products of matrices with one order of summation."""
 
 from bi_compile.templates.contraction.contract import addmm, baddbmm, bf16_order, bmm, linear, mm
-from bi_compile.templates.contraction.epilogue import linear_epilogue, product_epilogue
+from bi_compile.templates.contraction.epilogue import grouped_mm_epilogue, linear_epilogue, product_epilogue
 from bi_compile.templates.contraction.grouped import grouped_mm
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "bf16_order",
     "bmm",
     "grouped_mm",
+    "grouped_mm_epilogue",
     "linear",
     "linear_epilogue",
     "mm",

@@ -6,6 +6,8 @@ Ops
     bi_compile::product_epilogue(Tensor a, Tensor b, Tensor? c, Tensor? other, str program, *,
                                  Scalar beta=1, Scalar alpha=1) -> Tensor
         `mm` or `bmm`, without a c, else `addmm` or `baddbmm`, by the rank of a; then the program
+    bi_compile::grouped_mm_epilogue(Tensor a, Tensor b, Tensor? offs, Tensor? other, str program) -> Tensor
+        `grouped_mm`, then the program, on the zeros of rows and columns behind the last group, too
 
 A program is a line of steps such as "t1 = float32(p); t2 = neg(t1); t3 = exp(t2)", the last of which is the
 result. Arguments are p, the product rounded to its dtype; o, the element at the same place of `other`, which
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bi_compile.templates.contraction import contract
+from bi_compile.templates.contraction import contract, grouped
 from bi_compile.templates.pointwise.contract import unary
 from bi_compile.templates.pointwise.functions import expressions
 from bi_compile.templates.registry import define
@@ -190,6 +192,10 @@ def _fake_product(
     return _finished(program, contract._fake_product("product_epilogue", a.dim(), a, b, c), other)
 
 
+def _fake_grouped(a: Tensor, b: Tensor, offs: Tensor | None, other: Tensor | None, program: str) -> Tensor:
+    return _finished(program, grouped._fake(a, b, offs), other)
+
+
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None, other: Tensor | None, program: str) -> Tensor:
     return run(program, torch.ops.bi_compile.linear(x, w, bias), other).contiguous()
 
@@ -207,6 +213,10 @@ def _product(
     return run(program, product_of(a, b, c, beta, alpha), other).contiguous()
 
 
+def _grouped(a: Tensor, b: Tensor, offs: Tensor | None, other: Tensor | None, program: str) -> Tensor:
+    return run(program, torch.ops.bi_compile.grouped_mm(a, b, offs), other).contiguous()
+
+
 linear_epilogue = define(
     "linear_epilogue(Tensor x, Tensor w, Tensor? bias, Tensor? other, str program) -> Tensor",
     family="contraction",
@@ -219,4 +229,10 @@ product_epilogue = define(
     family="contraction",
     fake=_fake_product,
     on_cpu=_product,
+)
+grouped_mm_epilogue = define(
+    "grouped_mm_epilogue(Tensor a, Tensor b, Tensor? offs, Tensor? other, str program) -> Tensor",
+    family="contraction",
+    fake=_fake_grouped,
+    on_cpu=_grouped,
 )

@@ -233,8 +233,7 @@ def _plan(
     chunks = triton.cdiv(k, chunk)
     parallel = chunks > 1 and config.parallel
     finish = {"alpha": alpha, "beta": beta, **dict(zip(_C_STRIDES, c_strides, strict=True))}
-    finished = {"EPILOGUE": gpu_epilogue.function(program, dtype)}
-    choice = {"SCALE": alpha != 1, "ADDEND": kind, **finished}
+    choice = {"SCALE": alpha != 1, "ADDEND": kind, "EPILOGUE": gpu_epilogue.function(program, dtype)}
     adding = finishing = None
     if parallel:
         grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
@@ -246,9 +245,7 @@ def _plan(
         and epilogue.is_heavy(program)
         and not config.finishes(here, dtype.itemsize, batch, m, n)
     ):
-        grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
-        arguments = {"batch": batch, "M": m, "N": n, "BLOCK": _AT_A_TIME}
-        finishing = Launch(kernels.finish, grid, {**arguments, **finished, **COMPILATION})
+        finishing = gpu_epilogue.finishing(program, dtype, batch, m, n)
         choice["EPILOGUE"] = None
     form = "one" if chunks <= 1 else "parallel" if parallel else "sequence"
     settings = {

@@ -10,6 +10,7 @@ from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
 from bi_compile.templates.contraction.gpu_epilogue import function
+from bi_compile.templates.contraction.gpu_grouped import options as grouped_options
 from bi_compile.templates.gpu.ahead import compile_kernel
 from bi_compile.templates.gpu.certificate import Certificate, certificate, composed
 
@@ -32,18 +33,26 @@ def order(
 
     addend, scale: as in `gpu_kernels._finish`; program: of `epilogue.py`.
     """
-    if form != "parallel" and program is not None and is_heavy(program) and config.large:
+    if form != "parallel" and _apart(config, program):
         alone = order(config, dtype, capability, form, addend=addend, scale=scale)
-        kernel = compile_finishing(dtype, capability, program)
-        behind = certificate(kernel, same={"rounded": alone.stores[0]})
-        return behind._replace(
-            instructions=alone.instructions, contracted=alone.contracted or behind.contracted
-        )
+        return _finished(alone, dtype, capability, program)
     if form != "parallel":
         compiled = compile_product(config, dtype, capability, form, addend, scale, program)
         return certificate(compiled, same=_SAME)
     chains = certificate(compile_product(config, dtype, capability, form), same=_SAME)
     return composed(chains, certificate(compile_adding(dtype, capability, addend, scale, program)))
+
+
+def _apart(config: Config, program: str | None) -> bool:
+    """Whether an epilogue is always a kernel behind the product's."""
+    return program is not None and is_heavy(program) and config.large
+
+
+def _finished(alone: Certificate, dtype: torch.dtype, capability: int, program: str | None) -> Certificate:
+    """Of a stored product and its epilogue."""
+    assert program is not None
+    behind = certificate(compile_finishing(dtype, capability, program), same={"rounded": alone.stores[0]})
+    return behind._replace(instructions=alone.instructions, contracted=alone.contracted or behind.contracted)
 
 
 def compile_product(
@@ -109,26 +118,39 @@ def compile_finishing(dtype: torch.dtype, capability: int, program: str) -> Any:
 
 
 def order_grouped(
-    config: Config, dtype: torch.dtype, capability: int, cut: str, chunked: bool = True
+    config: Config,
+    dtype: torch.dtype,
+    capability: int,
+    cut: str,
+    chunked: bool = True,
+    program: str | None = None,
 ) -> Certificate:
     """The certificate of a grouped product whose groups cut "M", "N" or "K".
 
-    chunked: of one whose K is longer than a chunk, or cut.
+    chunked: of one whose K is longer than a chunk, or cut; program: of `epilogue.py`.
     """
-    return certificate(compile_grouped(config, dtype, capability, cut, chunked))
+    if _apart(config, program):
+        return _finished(order_grouped(config, dtype, capability, cut, chunked), dtype, capability, program)
+    return certificate(compile_grouped(config, dtype, capability, cut, chunked, program))
 
 
 def compile_grouped(
-    config: Config, dtype: torch.dtype, capability: int, cut: str, chunked: bool = True
+    config: Config,
+    dtype: torch.dtype,
+    capability: int,
+    cut: str,
+    chunked: bool = True,
+    program: str | None = None,
 ) -> Any:
     """The kernel for 128 experts or more, whose weights are [N, K], compiled for a capability."""
     name = _NAMES[dtype]
     types = dict.fromkeys(grouped.grouped_product.arg_names, "i32") | {"offs": "*i32"}
-    types |= dict.fromkeys(("a", "b", "out"), f"*{name}")
+    types |= dict.fromkeys(("a", "b", "other", "out"), f"*{name}")
     constants: dict[str, Any] = {
         "GROUPS": 256, "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
         "PRECISION": PRECISION[dtype], "CHUNKED": chunked, "PIECE": config.piece,
+        "EPILOGUE": function(program, dtype),
     }  # fmt: skip
     if cut == "M" and config.descriptors:
         kernel = grouped.grouped_rows_by_descriptors
@@ -139,4 +161,5 @@ def compile_grouped(
         kernel = grouped.grouped_product
         constants |= {"CUT": cut, "EVEN_K": cut != "K"}
         constants |= {"a_row": 1, "b_column": 1} if cut == "K" else {"a_k": 1, "b_k": 1}
-    return compile_kernel(kernel, capability, types, constants, **config.options(capability))
+    options = grouped_options(config, capability, chunked, program)
+    return compile_kernel(kernel, capability, types, constants, **options)

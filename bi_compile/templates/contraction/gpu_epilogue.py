@@ -13,10 +13,14 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from bi_compile.templates.contraction import epilogue
+from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.epilogue import Step
+from bi_compile.templates.gpu.device import COMPILATION
+from bi_compile.templates.gpu.launch import Launch
 from bi_compile.templates.pointwise import gpu_functions
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "le": "<=", "lt": "<", "ge": ">=", "gt": ">"}
+_AT_A_TIME = 1024
 _NAMES = {torch.bfloat16: "tl.bfloat16", torch.float16: "tl.float16", torch.float32: "tl.float32"}
 
 
@@ -35,6 +39,13 @@ def function(program: str | None, dtype: torch.dtype) -> Any:
     scope = {"tl": tl, "triton": triton, "libdevice": libdevice, "__name__": __name__}
     exec(compile(source, file, "exec"), scope)
     return triton.jit(scope["finished"])
+
+
+def finishing(program: str, dtype: torch.dtype, batch: int, m: int, n: int) -> Launch:
+    """The kernel of a program behind the stored product [batch, m, n]: launched with it, `other` and out."""
+    choice = {"BLOCK": _AT_A_TIME, "EPILOGUE": function(program, dtype), **COMPILATION}
+    grid = (triton.cdiv(batch * m * n, _AT_A_TIME),)
+    return Launch(kernels.finish, grid, {"batch": batch, "M": m, "N": n, **choice})
 
 
 def _source(program: str, dtype: torch.dtype) -> str:

@@ -1,17 +1,18 @@
-"""The op of `grouped.py` on CUDA devices: which kernel, in which configuration."""
+"""`grouped_mm`, alone and with an epilogue, on CUDA devices: which kernel, in which configuration."""
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 from bi_compile import numerics
+from bi_compile.templates.contraction import epilogue, gpu_epilogue
 from bi_compile.templates.contraction import gpu_grouped_kernels as kernels
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config, choose, rows_of_whole_lines
 from bi_compile.templates.gpu import device
-from bi_compile.templates.gpu.device import COMPILATION
+from bi_compile.templates.gpu.device import COMPILATION, Processor
 from bi_compile.templates.gpu.launch import Descriptor, Launch
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
@@ -22,25 +23,66 @@ _DOUBLE = Config(16, 32, 1, 4, 1)
 
 
 @implements("grouped_mm")
-def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None, *, config: Config | None = None) -> Tensor:
-    """config: instead of the chosen one, for tests; fp64 has but one."""
+def grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None,
+    other: Tensor | None = None,
+    program: str | None = None,
+    *,
+    config: Config | None = None,
+) -> Tensor:
+    """program: of `epilogue.py`, run on the rounded product; other: what else it reads.
+
+    config: instead of the chosen one, for tests; fp64 has but one.
+    """
     if offs is None:
-        return torch.ops.bi_compile.bmm(a, b)
+        ops = torch.ops.bi_compile
+        return ops.bmm(a, b) if program is None else ops.product_epilogue(a, b, None, other, program)
     groups = offs.shape[0]
+    if program is not None and (a.dtype == torch.float64 or groups == 0):
+        return epilogue.run(program, grouped_mm(a, b, offs), other).contiguous()
     leading = (groups,) if a.dim() == b.dim() else ()
     if groups == 0:
         return a.new_zeros((*leading, a.shape[-2], b.shape[-1]))
-    out = a.new_empty((*leading, a.shape[-2], b.shape[-1]))
+    dtype = a.dtype if program is None else epilogue.result_dtype(program, a.dtype)
+    out = a.new_empty((*leading, a.shape[-2], b.shape[-1]), dtype=dtype)
     if out.numel():
         aligned = (a.data_ptr() | b.data_ptr()) % 16 == 0
         shapes = (a.shape, a.stride(), b.shape, b.stride())
-        launch, read = _plan(a.device.index, a.dtype, offs.dtype, groups, *shapes, aligned, config)
-        if read:
-            descriptors = [Descriptor(x, *how) for x, how in zip((a, b), read, strict=True)]
-            launch(offs.contiguous(), out, descriptors=descriptors)
-        else:
-            launch(a, b, offs.contiguous(), out)
+        plan = _plan(a.device.index, a.dtype, offs.dtype, groups, *shapes, aligned, program, config)
+        # Without another tensor one of the product's dtype that is never read.
+        plan.launch(a, b, offs.contiguous(), a if other is None else other.contiguous(), out)
     return out
+
+
+@implements("grouped_mm_epilogue")
+def grouped_mm_epilogue(
+    a: Tensor, b: Tensor, offs: Tensor | None, other: Tensor | None, program: str
+) -> Tensor:
+    return grouped_mm(a, b, offs, other, program)
+
+
+class _Plan(NamedTuple):
+    """How a product of given shapes and strides is launched."""
+
+    product: Launch
+    read: list[tuple[list[int], ...]]
+    """How descriptors read a and b, if they do: shape, strides and block."""
+    finishing: Launch | None
+    """What runs an epilogue on the stored product, if its own kernel does not."""
+
+    def launch(self, a: Tensor, b: Tensor, offs: Tensor, other: Tensor, out: Tensor) -> None:
+        # In place, unless the epilogue changes the dtype.
+        stored = self.finishing is None or out.dtype == a.dtype
+        to = out if stored else out.new_empty(out.shape, dtype=a.dtype)
+        if self.read:
+            descriptors = [Descriptor(x, *how) for x, how in zip((a, b), self.read, strict=True)]
+            self.product(offs, other, to, descriptors=descriptors)
+        else:
+            self.product(a, b, offs, other, to)
+        if self.finishing is not None:
+            self.finishing(to, other, out)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -54,9 +96,9 @@ def _plan(
     b_shape: torch.Size,
     b_strides: tuple[int, ...],
     aligned: bool,
+    program: str | None,
     config: Config | None,
-) -> tuple[Launch, list[tuple[list[int], ...]]]:
-    """The launch, and how descriptors read a and b, if they do: shape, strides and block."""
+) -> _Plan:
     (m, k), n = a_shape[-2:], b_shape[-1]
     cut = "K" if len(a_shape) == len(b_shape) else "M" if len(b_shape) == 3 else "N"
     total = {"M": m, "N": n, "K": k}[cut]
@@ -82,23 +124,28 @@ def _plan(
     most = min(total, triton.cdiv(total, block) + groups)
     tiles_m = most if cut == "M" else triton.cdiv(m, config.block_m)
     tiles_n = most if cut == "N" else triton.cdiv(n, config.block_n)
+    tiles = tiles_m * tiles_n * (groups if cut == "K" else 1)
+    heavy = program is not None and epilogue.is_heavy(program)
+    apart = heavy and not _finishes(config, here, dtype.itemsize, tiles)
+    finishing = gpu_epilogue.finishing(program, dtype, groups if cut == "K" else 1, m, n) if apart else None
     settings: dict[str, Any] = {
         "total": total, "groups": groups, "N": n, "K": k, "GROUPS": power_of_two(groups + 1), "CHUNK": chunk,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8,
         "PRECISION": PRECISION[dtype], "SWAP": config.swap, "CHUNKED": cut == "K" or k > chunk,
-        "PIECE": config.piece, **config.options(here.capability), **COMPILATION,
+        "PIECE": config.piece, "EPILOGUE": gpu_epilogue.function(None if apart else program, dtype),
+        **options(config, here.capability, cut == "K" or k > chunk, program), **COMPILATION,
     }  # fmt: skip
     if described and config.descriptors and _whole(by_column, k, config):
         at_a_time = here.multiprocessors * config.resident(here, dtype.itemsize)
         launch = Launch(
             kernels.grouped_rows_by_descriptors,
-            (min(tiles_m * tiles_n, at_a_time),),
+            (min(tiles, at_a_time),),
             settings | {"BY_COLUMN": by_column},
         )
         shape, row = ([groups * n, k], b_strides[2]) if by_column else ([groups * k, n], b_strides[1])
         block_b = [config.block_n, config.block_k] if by_column else [config.block_k, config.block_n]
         rows = ([m, k], [a_strides[0], 1], [config.block_m, config.block_k])
-        return launch, [rows, (shape, [row, 1], block_b)]
+        return _Plan(launch, [rows, (shape, [row, 1], block_b)], finishing)
     settings |= {
         "M": m, "tiles_m": tiles_m, "tiles_n": tiles_n, "CUT": cut,
         **dict(zip(("a_group", "a_row", "a_k"), (0, *a_strides)[-3:], strict=True)),
@@ -106,8 +153,17 @@ def _plan(
         "out_group": m * n if cut == "K" else 0, "out_row": n,
         "EVEN_K": cut != "K" and k % config.block_k == 0,
     }  # fmt: skip
-    tiles = tiles_m * tiles_n * (groups if cut == "K" else 1)
-    return Launch(kernels.grouped_product, (tiles,), settings), []
+    return _Plan(Launch(kernels.grouped_product, (tiles,), settings), [], finishing)
+
+
+def _finishes(config: Config, processor: Processor, element_size: int, tiles: int) -> bool:
+    """Whether the product's own kernel works out a heavy epilogue, as `Config.finishes` has it."""
+    return not config.large and tiles <= processor.multiprocessors * config.resident(processor, element_size)
+
+
+def options(config: Config, capability: int, chunked: bool, program: str | None) -> dict[str, int]:
+    """Triton's. Two sums of a tile and an epilogue may need all registers."""
+    return config.options(capability, "sequence" if chunked and program is not None else "one")
 
 
 def _whole(by_column: bool, k: int, config: Config) -> bool:

@@ -7,7 +7,7 @@ finds its group among the ends. Neither the ends nor the number of groups is par
 import triton
 import triton.language as tl
 
-from bi_compile.templates.contraction.gpu_kernels import _chunk, _tile, _total_in_double
+from bi_compile.templates.contraction.gpu_kernels import _chunk, _store, _tile, _total_in_double
 from bi_compile.templates.gpu.pieces import halves
 
 
@@ -42,27 +42,31 @@ def _group_of(tile, begin, end, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store(total, out, rows, column, row_in, N, out_row, PIECE: tl.constexpr):
-    """Store a tile that begins at `column`, PIECE columns at a time: so many addresses fit registers."""
+def _write(
+    total, other, out, rows, column, row_in, N, out_row, EPILOGUE: tl.constexpr, PIECE: tl.constexpr
+):  # fmt: skip
+    """Store a tile that begins at `column`, PIECE columns at a time: so many addresses fit registers.
+
+    EPILOGUE, other: as in `gpu_kernels`, of the shape and strides of out.
+    """
     if total.shape[1] > PIECE:
         left, right = halves(total)
-        _store(left, out, rows, column, row_in, N, out_row, PIECE)
-        _store(right, out, rows, column + left.shape[1], row_in, N, out_row, PIECE)
+        _write(left, other, out, rows, column, row_in, N, out_row, EPILOGUE, PIECE)
+        _write(right, other, out, rows, column + left.shape[1], row_in, N, out_row, EPILOGUE, PIECE)
     else:
         columns = column + tl.arange(0, total.shape[1])
         inside = row_in[:, None] & (columns < N)[None, :]
-        at = out + rows.to(tl.int64)[:, None] * out_row + columns[None, :]
-        tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+        _store(total, other, out, rows.to(tl.int64)[:, None] * out_row + columns[None, :], inside, EPILOGUE)
 
 
 @triton.jit(do_not_specialize=["total", "groups", "tiles_m", "tiles_n"])
 def grouped_product(
-    a, b, offs, out, total, groups, M, N, K, tiles_m, tiles_n,
+    a, b, offs, other, out, total, groups, M, N, K, tiles_m, tiles_n,
     a_group, a_row, a_k, b_group, b_k, b_column, out_group, out_row,
     CUT: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr, PIECE: tl.constexpr,
-    PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, EVEN_K: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """One tile of one group, any strides.
 
@@ -116,8 +120,8 @@ def grouped_product(
             )  # fmt: skip
         if SWAP:
             result = tl.trans(result)
-    out += group.to(tl.int64) * out_group
-    _store(result, out, rows, column, row_in, N, out_row, PIECE)
+    first = group.to(tl.int64) * out_group
+    _write(result, other + first, out + first, rows, column, row_in, N, out_row, EPILOGUE, PIECE)
 
 
 @triton.jit
@@ -140,10 +144,11 @@ def _chunk_of_rows(
 
 @triton.jit(do_not_specialize=["total", "groups"])
 def grouped_rows_by_descriptors(
-    a, b, offs, out, total, groups, N, K,
+    a, b, offs, other, out, total, groups, N, K,
     GROUPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     PIECE: tl.constexpr, PRECISION: tl.constexpr, SWAP: tl.constexpr, BY_COLUMN: tl.constexpr,
+    EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """Groups of rows whose operands the tensor memory accelerator can read: persistent blocks.
 
@@ -173,4 +178,4 @@ def grouped_rows_by_descriptors(
         if SWAP:
             result = tl.trans(result)
         rows = row + tl.arange(0, BLOCK_M)
-        _store(result, out, rows, column, rows < end, N, N, PIECE)
+        _write(result, other, out, rows, column, rows < end, N, N, EPILOGUE, PIECE)
