@@ -5,13 +5,10 @@
 All arms take turns in one process, and the best of each counts. A ratio below 1 means that the op run sample
 by sample is faster than the stock op called once for each sample: by itself, and as the only op of a compiled
 function, where a call of such a function counts too. The last column compares with the stock op on the whole
-batch. The C library keeps the memory of results here: where it gives that back to the system after a call,
-the next one pays for 1,024 new pages in a result of 4 MB, whichever op it is.
+batch.
 """
 
 import argparse
-import os
-import sys
 from datetime import date
 
 import torch
@@ -47,10 +44,6 @@ OPS = {
     ),
     "digamma of 4096": (torch.digamma, (4096,), aten.digamma.default, ({"t": 0},)),
 }
-
-
-# Of glibc, read when a process starts.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
 def main() -> None:
@@ -89,6 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not KEEP_MEMORY.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     main()

@@ -1,5 +1,8 @@
 """The isolated op: every sample gets the result of the same call on its own part."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -155,3 +158,53 @@ def test_dtypes_travel_in_the_call_and_other_objects_do_not():
     assert op_of(call) == "aten.cumsum.default"
     with pytest.raises(TypeError, match="cannot be kept in a call"):
         call_of(torch.ops.aten.cumsum.default, object())
+
+
+def large(samples):
+    """One of the results that the CPU's memory is kept for: 128 KB and more."""
+    x = torch.randn(samples, 300, 300)
+    call = call_of(torch.ops.aten.cumsum.default, {"t": 0}, 2)
+    (result,) = torch.ops.bi_compile.isolated.default([x], [], call, [0], [1], [0])
+    return x.cumsum(2), result
+
+
+def test_memory_of_a_large_result_is_used_again_once_it_is_free():
+    expected, result = large(4)
+    place = result.data_ptr()
+    assert torch.equal(result, expected)
+    other_expected, other = large(4)
+    assert other.data_ptr() != place, "the first result is still alive"
+    assert torch.equal(result, expected)
+    assert torch.equal(other, other_expected)
+    del result
+    smaller_expected, smaller = large(3)
+    assert smaller.data_ptr() == place, "a block of up to twice the size will do"
+    assert torch.equal(smaller, smaller_expected)
+    assert torch.equal(other, other_expected)
+
+
+def test_a_large_result_is_a_tensor_like_any_other():
+    expected, result = large(4)
+    part = result[1:3]
+    del result
+    large(4)
+    assert torch.equal(part, expected[1:3]), "a view keeps the memory of the whole"
+    _, result = large(2)
+    assert result.data_ptr() % 64 == 0
+    assert result.resize_(5, 300, 300).shape == (5, 300, 300)
+    assert torch.equal(pickle.loads(pickle.dumps(part)), part)
+    assert torch.equal(part.share_memory_(), expected[1:3])
+
+
+def test_threads_share_no_memory_of_living_results():
+    with ThreadPoolExecutor(4) as pool:
+        for expected, result in pool.map(large, [1, 2, 3, 4] * 8):
+            assert torch.equal(result, expected)
+
+
+def test_not_more_than_64_mb_are_kept():
+    """The oldest blocks go: 60 results of 4.3 MB are 259 MB, all free at once."""
+    results = [large(12) for _ in range(60)]
+    assert all(torch.equal(result, expected) for expected, result in results)
+    del results
+    assert 59 << 20 < torch.ops.bi_compile.isolated_memory() <= 64 << 20

@@ -11,7 +11,8 @@ Op
 
 What a sample gets is the op's result on its own part of the tensors, each contiguous and aligned as new
 memory is: the same call, on the same shapes, strides and alignments, whatever the batch. Without any batch
-dim the op runs once. Any dtype the op takes, complex numbers included. No gradients: it stands in final
+dim the op runs once. On the CPU the memory of results of 128 KB and more is kept for later ones once they are
+free, at most 64 MB of it. Any dtype the op takes, complex numbers included. No gradients: it stands in final
 graphs alone.
 """
 

@@ -1,4 +1,5 @@
 // The loop over the samples: an op called once for each, its results put in place while they are in the cache.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -6,9 +7,12 @@
 
 #include <cstring>
 
+#include "isolation/kept.h"
+
 namespace {
 
 using at::Tensor;
+using bi_compile::KeptMemory;
 
 // Libraries choose their loops by the alignment of the memory: every part gets that of the allocator.
 Tensor as_new(const Tensor& part) {
@@ -56,7 +60,11 @@ std::vector<Tensor> call(const c10::OperatorHandle& op, c10::Stack stack, const 
 Tensor room_for(const Tensor& result, int64_t samples, int64_t dim) {
   std::vector<int64_t> shape = result.sizes().vec();
   shape[dim] *= samples;
-  return at::empty(shape, result.options());
+  if (result.nbytes() * static_cast<size_t>(samples) < KeptMemory::worth_keeping) {
+    return at::empty(shape, result.options());
+  }
+  const c10::DispatchKeySet keys(c10::DispatchKey::CPU);
+  return at::detail::empty_generic(shape, &KeptMemory::instance(), keys, result.scalar_type(), std::nullopt);
 }
 
 // By all threads: a result lies in the caches of those that computed it, and its place in new memory, which the
@@ -113,4 +121,5 @@ TORCH_LIBRARY_FRAGMENT(bi_compile, m) {
       "isolated_calls(Tensor[] tensors, str name, str overload, Any[] arguments, int[] slots, int[] dims, int[] rows, "
       "Any[] dtypes, int samples, int[] results) -> Tensor[]",
       &isolated_calls);
+  m.def("isolated_memory() -> int", []() { return KeptMemory::instance().kept_bytes(); });
 }
