@@ -23,7 +23,7 @@ from bi_compile.passes.isolation import isolate
 from bi_compile.passes.masked_scatter import look_at_counts
 from bi_compile.passes.residual import join_sums_and_norms
 from bi_compile.pipeline import decompositions, fingerprint
-from bi_compile.report import is_open, record_compilation, record_graph
+from bi_compile.report import UNKNOWN, is_open, record_compilation, record_graph
 from bi_compile.verify import has_no_lowering, verify
 
 trace_recurrent_modules()
@@ -73,7 +73,8 @@ def batch_invariant(
     return dynamo.graph_alone(compiled)
 
 
-def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesses: tuple[bool, ...]) -> None:
+def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesses: tuple[bool, ...]) -> bool:
+    """Whether there is nothing to tell about a final graph, which is finished here."""
     dump.graph("final", graph)
     flow = follow(graph, dims)
     placed = place_batch(graph, flow, guesses) | look_at_counts(graph, flow)
@@ -92,6 +93,7 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
         dump.graph("joined", graph)
     if keep_what_is_read(graph):
         dump.graph("copied", graph)
+    return all(verdict.kind != UNKNOWN for verdict in verdicts)
 
 
 dynamo.watch(batch_invariant, outside=OutsideGraphs)

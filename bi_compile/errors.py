@@ -280,6 +280,26 @@ class BatchSizeWarning(RuntimeWarning):
         self.where = where
 
 
+class UnknownBatchWarning(RuntimeWarning):
+    """The batch could not be followed through an op: whether it keeps the samples apart, nobody can say.
+
+    Shown for each graph that is compiled.
+    """
+
+    def __init__(self, op: str, *, reason: str, where: str | None, path: Sequence[str]) -> None:
+        way = [f"the batch comes by {' -> '.join(path)}"] if path else []
+        super().__init__(
+            _text(
+                f"unknown whether {op} keeps the samples of a batch apart: {reason}",
+                way,
+                where,
+                "compare bits, with bi_compile.testing.assert_batch_invariant(model, inputs). Or keep the "
+                "batch in a dim of its own there, and say bi_compile.mark_batch(x, None) of inputs that all "
+                "samples share.",
+            )
+        )
+
+
 class LeakWarning(RuntimeWarning):
     """Something runs as stock PyTorch, and nothing is promised for it, or has other bits than in a graph.
 

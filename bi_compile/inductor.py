@@ -161,7 +161,7 @@ def compile_graph(
     settings: Mapping[str, Any],
     decompositions: Mapping[Any, Any],
     traced: Callable[[fx.Graph, str], None],
-    verify: Callable[[fx.Graph], None],
+    verify: Callable[[fx.Graph], bool],
     generated: Callable[[str, str, str], None],
     key: str,
     cached: bool,
@@ -170,7 +170,8 @@ def compile_graph(
 
     settings: Inductor settings of this compilation, below the pinned ones.
     traced: called with the graph of ATen ops and the direction, "forward" or "backward".
-    verify: called with the final graph of each direction, after all of Inductor's own passes.
+    verify: called with the final graph of each direction, after all of Inductor's own passes. Where it
+        returns False the graph is not kept in Inductor's caches, which would bring it back without a word.
     generated: called with the direction, the file of the generated code and that code.
     key: what the result depends on besides the graph and the settings; part of every cache key.
     cached: whether results may come from, and go to, Inductor's caches.
@@ -178,7 +179,14 @@ def compile_graph(
     from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx as host
 
-    patches = {**settings, **_PINNED, _CHECKING_PASS: _final_pass(verify, key)}
+    _save_nothing_told()
+    told: list[fx.Graph] = []
+
+    def check(graph: fx.Graph) -> None:
+        if not verify(graph):
+            told.append(graph)
+
+    patches = {**settings, **_PINNED, _CHECKING_PASS: _final_pass(check, key)}
     if not cached:
         patches["fx_graph_cache"] = False
 
@@ -189,8 +197,11 @@ def compile_graph(
         compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
         if _graphs_only.get():
             return _check_only(graph_module, compile_inner)
+        _told.set(told)
         with canonical_codegen(), _gathering_once():
             compiled = compile_inner()
+        if told:
+            compiled._fx_graph_cache_key = None  # so that AOTAutograd does not save it either
         generated(direction, _code_file(compiled), getattr(compiled, "source_code", ""))
         return compiled
 
@@ -284,6 +295,18 @@ def _gathering_once() -> Iterator[None]:
 
     with mock.patch.object(StorageBox, "should_realize_on_reuse", should_realize):
         yield
+
+
+_told: ContextVar[Sequence[fx.Graph]] = ContextVar("told", default=())
+
+
+@functools.cache
+def _save_nothing_told() -> None:
+    """From now on, keep a graph out of Inductor's cache if something is `_told` of it by then."""
+    from torch._inductor.codecache import FxGraphCache
+
+    stock = FxGraphCache._save_graph
+    FxGraphCache._save_graph = lambda *args: None if _told.get() else stock(*args)  # type: ignore[assignment]
 
 
 def _round_every_op(graph: fx.Graph) -> None:

@@ -16,6 +16,7 @@ from bi_compile.analysis.order import CREATION, DATA_MOVEMENT, base_name, is_che
 from bi_compile.analysis.rules import rule_of
 from bi_compile.errors import (
     BatchMixingError,
+    UnknownBatchWarning,
     UnsupportedDeviceError,
     UnsupportedDtypeError,
     UnsupportedOpError,
@@ -44,6 +45,7 @@ _RANDOM = (
 def verify(graph: fx.Graph, on_unsupported: str, flow: BatchFlow) -> list[Verdict]:
     """The verdict of every op of a final graph, through which `flow` has followed the batch.
 
+    Warns of ops through which it could not, but under "ignore".
     Raises BatchMixingError, UnsupportedOpError or UnsupportedDtypeError under "error".
     """
     return [v for node in graph.nodes if (v := _verdict(node, on_unsupported, flow)) is not None]
@@ -66,6 +68,9 @@ def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | N
             _complain(_unsupported(node, reason), on_unsupported)
         elif finding is not None:
             kind, reason = UNKNOWN, finding.reason
+            if on_unsupported != "ignore":
+                told = UnknownBatchWarning(name, reason=reason, where=_where(node), path=_names(finding))
+                warnings.warn(told, stacklevel=2)
     return Verdict(
         op=_shown_op(node, kind),
         kind=kind,
