@@ -78,6 +78,7 @@ RETURNED = {
     "rolled": lambda ids: ids.roll(ids.shape[0] - 1, 1),
     "with their places": lambda ids: ids + torch.arange(ids.shape[0])[:, None],
     "running count": lambda ids: ids.cumsum(0),
+    "a weight of none": lambda ids: F.embedding(torch.full_like(ids, ids.shape[0]), TABLE),
 }
 
 
@@ -111,7 +112,7 @@ def test_the_size_of_the_batch_does_not_choose_weights(name):
 
 
 @pytest.mark.parametrize("name", RETURNED)
-def test_integers_that_tell_of_the_batch_are_no_results(name):
+def test_numbers_that_tell_of_the_batch_are_no_results(name):
     assert "what it returns" in refused(RETURNED[name], IDS.clone())
 
 

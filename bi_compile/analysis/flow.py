@@ -220,12 +220,13 @@ def _number_of_samples_enters(call: Call) -> bool:
 
 
 def _look_at_outputs(graph: fx.Graph, known: BatchFlow) -> None:
-    """Integers of every sample that tell of others may choose rows on the way, and are no result of it."""
+    """Numbers that tell of other samples, or of how many there are, may choose rows, and are no results."""
     for node in graph.output_node().all_input_nodes:
         flow = known.flows.get(node)
-        if not isinstance(flow, Flow) or flow.position != ROUTING or node not in known.of_samples:
+        if not isinstance(flow, Flow) or flow.position != ROUTING or any(a.ragged for a in flow.axes):
             continue
-        if flow.axes and not any(axis.ragged for axis in flow.axes):
+        of_each = node in known.of_samples and flow.axes
+        if of_each or node.meta["val"].dtype.is_floating_point:
             maker: Any = node.args[0] if node.target is operator.getitem else node
             known.findings.setdefault(maker, Finding(True, RETURNED))
 
