@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bi_compile.allowed import allowed
-from bi_compile.analysis import arithmetic, indexing, masks, movement
+from bi_compile.analysis import arithmetic, indexing, masks, movement, placing
 from bi_compile.analysis.call import Call
 from bi_compile.analysis.order import EXACT_POINTWISE, base_name
 
@@ -128,9 +128,9 @@ RULES: dict[str, Rule] = {
     **_family(masks.nonzero, "nonzero"),
     **_family(masks.masked_select, "masked_select"),
     **_family(masks.masked_scatter, "masked_scatter matched_masked_scatter"),
-    **_family(indexing.scatter, "scatter scatter_add scatter_reduce"),
-    **_family(indexing.index_add, "index_add index_copy index_reduce"),
-    **_family(indexing.index_put, "index_put _unsafe_index_put index_put_add"),
+    **_family(placing.scatter, "scatter scatter_add scatter_reduce"),
+    **_family(placing.index_add, "index_add index_copy index_reduce"),
+    **_family(placing.index_put, "index_put _unsafe_index_put index_put_add"),
     **_family(indexing.grouped, "grouped_mm _grouped_mm grouped_mm_epilogue"),
 }
 """Op name, of the namespaces aten, prims and bi_compile alike -> its rule."""
