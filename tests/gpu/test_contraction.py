@@ -9,7 +9,13 @@ from bi_compile.templates import contraction
 from tests.bits import assert_same_bits, order_sensitive, same_bits
 
 if torch.cuda.is_available():
-    from bi_compile.templates.contraction import gpu, gpu_configs, gpu_kernels, gpu_oracle
+    from bi_compile.templates.contraction import (
+        gpu,
+        gpu_configs,
+        gpu_descriptor_kernels,
+        gpu_kernels,
+        gpu_oracle,
+    )
     from bi_compile.templates.gpu import device
 
 bi = torch.ops.bi_compile
@@ -159,7 +165,7 @@ def test_the_number_of_rows_is_no_specialisation():
     config = configurations(BF16)[0]
 
     def compiled() -> int:
-        found = (gpu_kernels.product, gpu_kernels.product_by_descriptors)
+        found = (gpu_kernels.product, gpu_descriptor_kernels.product_by_descriptors)
         return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in found)
 
     gpu.product(data(5, 512, dtype=BF16), w.t(), config=config)

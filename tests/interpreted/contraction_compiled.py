@@ -34,13 +34,6 @@ def shipped(capability: int, dtype: torch.dtype) -> list[Config]:
     )
 
 
-def spilled(compiled, config: Config, walked: bool) -> int:
-    """Bytes that count: not those of two sums that registers cannot hold, if none is in the inner loop."""
-    found = ahead.resources(compiled).spilled
-    between_chunks = walked and config.one_sum and found <= 96
-    return 0 if between_chunks and ahead.spills_in_innermost_loops(compiled) == 0 else found
-
-
 def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
     rows = []
     for form in forms:
@@ -56,7 +49,7 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
             rows.append(
                 {
                     "config": list(config), "form": form, "order": order,
-                    "spilled": spilled(compiled, config, form == "sequence"),
+                    "spilled": used.spilled,
                     "shared_memory": used.shared_memory, "limit": PROCESSORS[capability].shared_memory,
                     "families": sorted(
                         f for f in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if f in ptx
@@ -64,6 +57,21 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
                 }
             )  # fmt: skip
     return rows
+
+
+def added(capability: int, dtype: torch.dtype, form: str) -> list[list]:
+    """What is spilled where a matrix is added, and another behind that."""
+    found, program = [], epilogues(dtype)["sum"]
+    for config in shipped(capability, dtype):
+        if form == "sequence" and not config.walks(capability):
+            continue
+        for scale, behind in ((False, None), (True, None), (False, program), (True, program)):
+            addend = "matrix scaled" if scale else "matrix"
+            compiled = gpu_certificates.compile_product(
+                config, dtype, capability, form, addend, scale, behind
+            )
+            found.append([*config, scale, behind, ahead.resources(compiled).spilled])
+    return found
 
 
 def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -> list[dict]:
@@ -91,7 +99,7 @@ def finished(capability: int, dtype: torch.dtype, names: list[str], form: str) -
             rows.append(
                 {
                     "name": name, "config": list(config), "order": order,
-                    "spilled": spilled(compiled, config, form == "sequence"),
+                    "spilled": used.spilled,
                     "shared_memory": used.shared_memory, "limit": PROCESSORS[capability].shared_memory,
                 }
             )  # fmt: skip
@@ -105,14 +113,14 @@ def grouped(capability: int, dtype: torch.dtype, cut: str) -> list[dict]:
         if config.wide or (config.descriptors and cut != "M"):
             continue
         for chunked in (True, False):
-            if (chunked and not config.walks(capability)) or (cut == "K" and not chunked):
+            if (chunked and not config.walks(capability, plain=True)) or (cut == "K" and not chunked):
                 continue
             compiled = gpu_certificates.compile_grouped(config, dtype, capability, cut, chunked)
             try:
                 order = str(gpu_certificates.order_grouped(config, dtype, capability, cut, chunked))
             except ValueError as error:
                 order = f"unknown: {error}"
-            found = spilled(compiled, config, chunked)
+            found = ahead.resources(compiled).spilled
             rows.append({"config": list(config), "chunked": chunked, "order": order, "spilled": found})
     return rows
 
@@ -124,13 +132,13 @@ def grouped_finished(capability: int, dtype: torch.dtype, names: list[str]) -> l
         program = programs[name]
         for config in shipped(capability, dtype):
             for chunked in (True, False):
-                if config.wide or (chunked and not config.walks(capability)):
+                if config.wide or (chunked and not config.walks(capability, plain=True)):
                     continue
                 if is_heavy(program) and config.large:
                     continue  # a kernel of its own, see `finished`
                 compiled = gpu_certificates.compile_grouped(config, dtype, capability, "M", chunked, program)
                 order = gpu_certificates.order_grouped(config, dtype, capability, "M", chunked, program)
-                found = spilled(compiled, config, chunked)
+                found = ahead.resources(compiled).spilled
                 rows.append(
                     {
                         "name": name,

@@ -28,6 +28,7 @@ FORMS = {
     "wide": {"block_n": 16, "descriptors": True, "wide": True},
     "pieces": {"block_m": 32, "warps": 1},
     "swapped pieces": {"block_m": 32, "warps": 1, "swap": True, "descriptors": True},
+    "waiting": {"block_m": 128, "block_n": 256, "warps": 8, "descriptors": True},
     "parallel pointers": {"parallel": True},
     "parallel descriptors": {"descriptors": True, "parallel": True},
     "parallel wide": {"block_n": 16, "descriptors": True, "wide": True, "parallel": True},
@@ -86,12 +87,24 @@ def test_every_form_equals_the_oracle(form, dtype, constant, monkeypatch):
         # Elsewhere tiles are stored whole.
         monkeypatch.setattr(device, "processor", lambda index: BLACKWELL)
         assert config(form).piece == 16
+    assert config(form).waits(90, "sequence") == (form == "waiting")
     for m, n, k in ((1, 33, 40), (19, 50, 168)):
         a, w, c = data(m, k, dtype=dtype), data(n, k, dtype=dtype, seed=1), data(n, dtype=dtype, seed=2)
         expected = gpu_oracle.product(a, w.t(), c, alpha=0.5)
         for b in (w.t(), w.t().contiguous()):
             found = gpu.product(a, b, c, alpha=0.5, config=config(form))
             assert_same_bits(found, expected, f"{m} {n} {k} {b.stride()}")
+
+
+def test_what_waits_is_that_of_one_tile_at_a_time(constant, monkeypatch):
+    """Of several that one program does, or two."""
+    constant("CONTRACTION_GPU_CHUNK", 64)
+    a, w = data(130, 168, dtype=BF16), data(300, 168, dtype=BF16, seed=1)
+    expected = gpu_oracle.product(a, w.t())
+    for programs in (1, 2):
+        monkeypatch.setattr(device, "processor", lambda index, n=programs: HOPPER._replace(multiprocessors=n))
+        gpu._plan.cache_clear()
+        assert_same_bits(gpu.product(a, w.t(), config=config("waiting")), expected, f"{programs} programs")
 
 
 def test_control_a_plain_chain_has_other_bits(constant):

@@ -1,7 +1,4 @@
-"""The shipped products as compiled for GPUs: one order of summation, and no spills.
-
-But for the largest tiles of Hopper between chunks of a long K: see `Config.walks`.
-"""
+"""The shipped products as compiled for GPUs: one order of summation, and no spills."""
 
 import json
 from importlib.util import find_spec
@@ -69,6 +66,16 @@ def test_every_shipped_configuration(capability, dtype, forms):
         # In parallel the chunks are those of the walk in sequence.
         form = row["form"].replace("parallel", "sequence")
         assert row["order"] == ORDERS[dtype][form], row
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "form"),
+    [(80, "bfloat16", "one"), (90, "bfloat16", "one"), (90, "float16", "sequence"), (90, "float32", "one")],
+)
+def test_with_matrices_to_add(capability, dtype, form):
+    rows = evaluated(f"added({capability}, torch.{dtype}, {form!r})")
+    assert rows
+    assert [row for row in rows if row[-1]] == []
 
 
 SUM = "f32(bf16(add({})))"

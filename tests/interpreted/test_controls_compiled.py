@@ -38,12 +38,16 @@ def test_another_order_is_another_certificate(capability):
     assert found["tree of 4 warps"] == found["tree of 8 warps"]
 
 
-def test_sums_in_tensor_memory_are_followed_line_by_line():
+def test_sums_in_memory_are_followed_line_by_line():
     found = evaluated("altered()")
+    chunks = "bf16(sum[4096 of K](0; chain16[4096](0; a*b))) by bf16 k16"
+    assert found.pop("waiting: nothing") == chunks
+    # This one is followed: what is loaded are zeros.
+    assert found.pop("waiting: never stored") == f"bf16(0); {chunks}"
     own = {dtype: found.pop(f"{dtype}: nothing") for dtype in ("bfloat16", "float32")}
     assert own["bfloat16"] == f"bf16({PLAIN.replace(' by', ') by')}"
     assert own["float32"].startswith("sum[32 of K](0; dot8[32](tf32(a)*tf32(b); ")
-    assert len(found) == 18
+    assert len(found) == 22
     # This one is followed: a step more, if there is none.
     more = found.pop("bfloat16: first step always")
     assert more == "bf16(chain16[its K](dot16[128](a*b; 0); a*b)) by bf16 k16"

@@ -23,6 +23,7 @@ from bi_compile.templates.contraction import (
 )
 from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config, choose, rows_of_whole_lines
+from bi_compile.templates.contraction.gpu_descriptor_kernels import product_by_descriptors
 from bi_compile.templates.gpu import device
 from bi_compile.templates.gpu.device import COMPILATION
 from bi_compile.templates.gpu.launch import Descriptor, Launch
@@ -174,6 +175,8 @@ class _Plan(NamedTuple):
     """What adds these."""
     finishing: Launch | None = None
     """What runs an epilogue on the stored product, if its own kernel does not."""
+    waiting: tuple[int, int] | None = None
+    """The shape of what waits of sums, by programs, where registers do not hold them."""
 
     def launch(self, a: Tensor, b: Tensor, c: Tensor, other: Tensor, out: Tensor) -> None:
         to, addend = out, c
@@ -187,7 +190,9 @@ class _Plan(NamedTuple):
                 Descriptor(base, *read) if read else None
                 for base, read in zip((a, b, b), self.read, strict=True)
             ]
-            self.product(to, addend, other, descriptors=descriptors)
+            # Where nothing waits a pointer that is never read.
+            waiting = out.new_empty(self.waiting, dtype=torch.float32) if self.waiting else out
+            self.product(to, addend, other, waiting, descriptors=descriptors)
         else:
             self.product(a, b, addend, other, to)
         if self.adding is not None:
@@ -260,7 +265,7 @@ def _plan(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "GROUP_M": 8,
-        "PIECE": config.piece if here.capability >= 100 else config.block_n,
+        "PIECE": config.stored_at_a_time(here.capability, choice["ADDEND"], choice["EPILOGUE"] is not None),
         "PRECISION": PRECISION[dtype],
         "SWAP": config.swap,
         **config.options(here.capability, form),
@@ -269,15 +274,20 @@ def _plan(
     chains = (chunks, *a_shape[:-1], n) if parallel else None
     if described and config.descriptors:
         del settings["c_batch"]
-        settings |= {"BY_COLUMN": by_column, "MORE": config.more}
-        tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n + config.more)
-        at_a_time = here.multiprocessors * config.resident(here, dtype.itemsize)
-        grid = (min(tiles * (chunks if parallel else 1), at_a_time),)
-        launch = Launch(kernels.product_by_descriptors, grid, settings)
+        waits = config.waits(here.capability, form)
+        settings |= {"BY_COLUMN": by_column, "MORE": config.more, "WAITS": waits}
+        down, across = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n + config.more)
+        tiles = down * across
+        programs = min(
+            tiles * (chunks if parallel else 1), here.multiprocessors * config.resident(here, dtype.itemsize)
+        )
+        settings |= {"tiles": tiles, "tiles_m": down, "tiles_n": across, "programs": programs}
+        launch = Launch(product_by_descriptors, (programs,), settings)
         rows = _Read([m, k], [a_strides[0], 1], [config.block_m, config.block_k])
         widths = [config.block_n, config.more]
         columns = [_columns(n, k, b_strides, by_column, width, config.block_k) for width in widths]
-        return _Plan(launch, (rows, *columns), chains, adding, finishing)
+        waiting = (programs, config.block_m * config.block_n // 4) if waits else None
+        return _Plan(launch, (rows, *columns), chains, adding, finishing, waiting)
     strides = (*_strides(a_shape, a_strides), *_strides(b_shape, b_strides))
     settings |= {"EVEN_K": k % config.block_k == 0, **dict(zip(_STRIDES, strides, strict=True))}
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)

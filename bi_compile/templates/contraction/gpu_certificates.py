@@ -9,6 +9,7 @@ from bi_compile.templates.contraction import gpu_grouped_kernels as grouped
 from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
+from bi_compile.templates.contraction.gpu_descriptor_kernels import product_by_descriptors
 from bi_compile.templates.contraction.gpu_epilogue import function
 from bi_compile.templates.contraction.gpu_grouped import options as grouped_options
 from bi_compile.templates.gpu.ahead import compile_kernel
@@ -74,18 +75,19 @@ def compile_product(
     constants: dict[str, Any] = {
         "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize), "CHUNKS": form, "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": 8, "SWAP": config.swap,
-        "PIECE": config.piece if capability >= 100 else config.block_n,
+        "PIECE": config.stored_at_a_time(capability, addend, program is not None),
         "PRECISION": PRECISION[dtype], "SCALE": scale, "ADDEND": addend,
         "c_column": 1, "EPILOGUE": function(program, dtype),
     }  # fmt: skip
     if config.descriptors:
-        kernel = kernels.product_by_descriptors
+        kernel = product_by_descriptors
         blocks = {"a": config.block_m, "b": config.block_n, "b_more": config.more}
         for argument, rows in blocks.items():
             types[argument] = f"tensordesc<{name}[{rows}, {config.block_k}]>"
         if not config.more:
             constants["b_more"] = None
-        constants |= {"BY_COLUMN": True, "MORE": config.more}
+        types |= dict.fromkeys("tiles tiles_m tiles_n programs".split(), "i32") | {"waiting": "*fp32"}
+        constants |= {"BY_COLUMN": True, "MORE": config.more, "WAITS": config.waits(capability, form)}
     else:
         kernel = kernels.product
         constants |= {"a_k": 1, "b_k": 1, "EVEN_K": True}

@@ -55,18 +55,30 @@ class Config(NamedTuple):
         """Whether registers hold a tile's sum once and not twice, as chunks walked in sequence ask for."""
         return self.block_m * (self.block_n + self.more) > 128 * 192
 
-    def walks(self, capability: int) -> bool:
-        """Whether it may walk chunks in sequence.
+    def walks(self, capability: int, plain: bool = False) -> bool:
+        """Whether it may walk chunks in sequence. plain: in a product of groups, where nothing `waits`."""
+        return not self.one_sum or (capability == 90 and not plain)
 
-        On Hopper the largest tiles may, though they spill 20 to 24 registers between chunks: nothing in the
-        loop over a chunk, and the tiles that fit take 1.04 to 1.18 times as long (docs/gpu.md).
+    def waits(self, capability: int, form: str) -> bool:
+        """Whether a quarter of its sum waits in device memory while a chunk is summed.
+
+        So nothing is spilled, and the tiles that do without take 1.04 to 1.18 times as long (docs/gpu.md).
         """
-        return capability == 90 or not self.one_sum
+        return form == "sequence" and capability == 90 and self.one_sum
 
     @property
     def piece(self) -> int:
         """Columns of which there are 16 elements or fewer to a thread."""
         return max(16, 512 * self.warps // self.block_m)
+
+    def stored_at_a_time(self, capability: int, addend: str, followed: bool) -> int:
+        """Columns that are finished and stored at a time: all, where registers do.
+
+        addend: as in `gpu_kernels._finish`. followed: whether there is an epilogue, which may read as much.
+        """
+        if capability >= 100:
+            return self.piece
+        return self.block_n // (2 if self.one_sum and addend.startswith("matrix") and followed else 1)
 
     def options(self, capability: int, chunks: str = "one") -> dict[str, int]:
         """Triton's. All registers where the compiler spills without; on Hopper most are measured so."""
@@ -191,7 +203,7 @@ def choose(
 ) -> Config:
     """The configuration with the lowest price for a product of [batch, m, k] and [batch, k, n].
 
-    plain: none that is wide or parallel.
+    plain: none that is wide or parallel, and nothing waits in memory.
     """
     priced = candidates(processor, dtype, descriptors)
     if plain:
@@ -205,7 +217,7 @@ def choose(
     best = min(
         ((_time(p, processor, dtype, batch, m, n, k, parallel), i, parallel)
          for i, p in enumerate(small) for parallel in forms
-         if chunks <= 1 or parallel or p.config.walks(processor.capability))
+         if chunks <= 1 or parallel or p.config.walks(processor.capability, plain))
     )  # fmt: skip
     return small[best[1]].config._replace(parallel=best[2])
 

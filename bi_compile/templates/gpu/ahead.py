@@ -41,14 +41,17 @@ def compile_kernel(
     """The compiled kernel (`.asm["ttgir"]`, `.asm["ptx"]`, `.metadata`) for a capability such as 90, Hopper.
 
     types: argument -> Triton's name of its type, such as "*bf16", "i32", "fp32", "tensordesc<bf16[64, 64]>".
-        Pointers and integers are taken as multiples of 16, as those of most weights are.
+        Pointers and integers are taken as multiples of 16, as those of most weights are, but for the integers
+        that the kernel does not specialise.
     constants: argument -> its value for this specialisation.
     options: Triton's, instead of those that all our kernels are compiled with.
     """
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     aligned = [["tt.divisibility", 16]]
     attributes = {
-        (i,): aligned for i, kind in enumerate(signature.values()) if kind.startswith("*") or kind == "i32"
+        (i,): aligned
+        for i, (parameter, kind) in enumerate(zip(kernel.params, signature.values(), strict=True))
+        if kind.startswith("*") or (kind == "i32" and not parameter.do_not_specialize)
     }
     source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages, **COMPILATION, **options}

@@ -17,15 +17,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bi_compile.templates.gpu import tensor_memory
+from bi_compile.templates.gpu import kept, tensor_memory
 from bi_compile.templates.gpu.instructions import instructions, kind_of
-from bi_compile.templates.gpu.ttgir import Block, Function, Loop, Operation, number_of, parse
+from bi_compile.templates.gpu.ttgir import SAME_VALUE, Block, Function, Loop, Operation, number_of, parse
 
-_SAME_VALUE = {
-    "ttg.convert_layout", "ttg.local_load", "ttg.memdesc_index", "ttg.memdesc_trans", "ttg.memdesc_subslice",
-    "ttg.memdesc_reinterpret", "tt.trans", "tt.expand_dims", "tt.broadcast", "tt.splat", "tt.reshape",
-    "tt.split", "ttng.warp_group_dot_wait", "tt.addptr",
-}  # fmt: skip
 _WRITES = {"ttg.async_copy_global_to_local", "ttng.async_tma_copy_global_to_local", "ttg.local_store"}
 _COMMUTE = {"add", "mul"}
 
@@ -54,7 +49,11 @@ def certificate(compiled: Any, *, same: Mapping[str, str] | None = None) -> Cert
     function = parse(compiled.asm["ttgir"])
     tensor_memory.check(function)
     writer = _Expressions(function, same or {})
-    stores = {writer.of(store.operands[1]) for store in function.operations if store.name == "tt.store"}
+    stores = {
+        writer.of(operation.operands[1])
+        for operation in function.operations
+        if operation.name == "tt.store" and operation.operands[0] not in writer.kept.values()
+    }
     if not stores:
         raise ValueError("the kernel stores nothing that can be followed")
     ptx = compiled.asm["ptx"]
@@ -83,8 +82,9 @@ class _Expressions:
     def __init__(self, function: Function, same: Mapping[str, str]) -> None:
         self.function = function
         self.same = same
+        self.kept = kept.addresses(function)
         self.open: list[tuple[Loop, int | str]] = []
-        """Sums being followed, outermost first: the loop, and its value or the buffer."""
+        """Sums being followed, outermost first: the loop, and its value, a buffer or addresses."""
 
     def of(self, value: str) -> str:
         source = self.function.source(value)
@@ -101,7 +101,7 @@ class _Expressions:
         return next((f"carry{i}" for i, followed in enumerate(self.open) if followed == (loop, key)), None)
 
     def _loop(self, loop: Loop, key: int | str, last: tuple[str, str] | None = None) -> str:
-        """What a loop makes of a value, or of a buffer in tensor memory.
+        """What a loop makes of a value, of a buffer in tensor memory, or of what is kept in device memory.
 
         last: where a branch behind it does the last step: what that makes, and the end of the walk with it.
         """
@@ -166,7 +166,7 @@ class _Expressions:
         return self.of(done)
 
     def _held(self, buffer: str, block: Block, before: Operation | Loop | None) -> str:
-        """What a buffer in tensor memory holds before an item of a block, or at its end."""
+        """What a buffer in tensor memory, or kept memory, holds before an item of a block, or at its end."""
         writer = tensor_memory.last_write(self.function, buffer, block, before)
         if isinstance(writer, Loop):
             return self._loop(writer, buffer)
@@ -182,11 +182,11 @@ class _Expressions:
             return self._dot(writer, self._addend(writer))
         if not writer.operands:
             raise ValueError(f"{buffer} is read before anything is written")
-        return self.of(writer.operands[0])
+        return self.of(writer.operands[1 if writer.name == "tt.store" else 0])
 
     def _operation(self, operation: Operation, value: str) -> str:
         name = operation.name
-        if name in _SAME_VALUE:
+        if name in SAME_VALUE:
             return self.of(operation.operand_of(value))
         if name == "scf.if":
             return self._branch(operation, number_of(value))
@@ -196,6 +196,8 @@ class _Expressions:
             return self._held_by(operation, operation.operands[0])
         if name == "ttg.local_alloc":
             return self.of(operation.operands[0]) if operation.operands else self._written(value)
+        if name == "tt.load" and operation.operands[0] in self.kept.values():
+            return self._held(operation.operands[0], operation.block, operation)
         if name in ("tt.load", "tt.descriptor_load"):
             return self._memory(operation.operands[0])
         if name == "arith.constant":
@@ -219,15 +221,10 @@ class _Expressions:
 
     def _memory(self, address: str) -> str:
         """The argument whose memory is read, wherever in it."""
-        source = self.function.source(address)
-        if isinstance(source, str):
-            return self.same.get(source, source)
-        if isinstance(source, tuple):
-            loop, i, _ = source
-            return self._memory(loop.initial[i])
-        if source.name not in _SAME_VALUE:
-            raise ValueError(f"an address made by {source.name}")
-        return self._memory(source.operands[0])
+        argument = self.function.argument(address)
+        if argument in self.kept:
+            raise ValueError(f"{argument} is kept for others to read")
+        return self.same.get(argument, argument)
 
     def _as_dot(self, value: str) -> Operation | None:
         source = self.function.source(self.function.skip(value))

@@ -75,6 +75,8 @@ def last_write(
 ) -> Operation | Loop | Block:
     """What wrote a buffer last before an item of a block; before None: at its end.
 
+    The buffer may be addresses of device memory, see `kept`.
+
     A loop wrote it in its body; a block is the body of the loop around, in which nothing wrote it before.
     """
     items = block.items if before is None else block.items[: block.items.index(before)]
@@ -93,9 +95,11 @@ def last_write(
 
 
 def _written(function: Function, operation: Operation) -> str | None:
-    """The buffer that an operation writes, whole."""
+    """The buffer that an operation writes, whole, or the addresses to which it stores."""
     if operation.name == "ttng.tmem_alloc":
         return operation.results[0]
+    if operation.name == "tt.store":
+        return operation.operands[0]
     if operation.name not in ("ttng.tmem_store", _PRODUCT):
         return None
     product = product_of(operation)

@@ -5,6 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 _NAME = r"%[\w.$-]+(?:#\d+)?"
+SAME_VALUE = {
+    "ttg.convert_layout", "ttg.local_load", "ttg.memdesc_index", "ttg.memdesc_trans", "ttg.memdesc_subslice",
+    "ttg.memdesc_reinterpret", "tt.trans", "tt.expand_dims", "tt.broadcast", "tt.splat", "tt.reshape",
+    "tt.split", "ttng.warp_group_dot_wait", "tt.addptr",
+}  # fmt: skip
+"""Operations that pass their first operand on, or that of a result's number: elsewhere, in another layout."""
 
 
 @dataclass(eq=False)
@@ -86,6 +92,18 @@ class Function:
         if value in self.arguments:
             return value.lstrip("%")
         raise ValueError(f"{value} comes from nowhere")
+
+    def argument(self, address: str) -> str:
+        """The argument to whose memory an address points, wherever in it."""
+        source = self.source(address)
+        if isinstance(source, str):
+            return source
+        if isinstance(source, tuple):
+            loop, i, _ = source
+            return self.argument(loop.initial[i])
+        if source.name not in SAME_VALUE:
+            raise ValueError(f"an address made by {source.name}")
+        return self.argument(source.operands[0])
 
     def constant(self, value: str) -> str | None:
         """A constant number or truth value as it is written, or None."""
