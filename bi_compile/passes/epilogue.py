@@ -1,11 +1,12 @@
 """A product of matrices and the pointwise ops that follow -> one op, on CUDA devices.
 
 Activations stand in a final graph as the operations they are made of, so none is looked for by name: what is
-joined is every pointwise op between one product and ops of ours, or the caller, that read only the last of
-them. Each keeps its rounding, so the bits are those of the ops run one by one.
+joined is every pointwise op between one product, or its two halves, and ops of ours, or the caller, that read
+only the last of them. Each keeps its rounding, so the bits are those of the ops run one by one.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -42,7 +43,11 @@ class _Join(NamedTuple):
 
     product: fx.Node
     viewed: fx.Node
-    """The product as the steps read it: itself, or a view of it."""
+    """Itself, or a view of it."""
+    read: tuple[fx.Node, ...]
+    """What the steps read of it: that, or its left and its right half."""
+    cut: tuple[fx.Node, ...]
+    """What cuts it, the last first."""
     other: fx.Node | None
     steps: list[fx.Node]
     """In their order in the graph."""
@@ -69,17 +74,60 @@ def join_products_and_epilogues(graph: fx.Graph) -> bool:
 def _joined(last: fx.Node, places: dict[fx.Node, int]) -> _Join | None:
     steps, leaves = _cone(last, places)
     products = [leaf for leaf in leaves if _is_product(_behind_view(leaf), leaf, steps)]
-    if not products:
-        return None
-    viewed = max(products, key=places.__getitem__)
-    rest = [leaf for leaf in leaves if leaf is not viewed]
+    if products:
+        viewed = max(products, key=places.__getitem__)
+        read, cut = (viewed,), ()
+    else:
+        halves = next((found for leaf in leaves if (found := _halves(leaf, steps))), None)
+        if halves is None:
+            return None
+        viewed, read, cut = halves
+    rest = [leaf for leaf in leaves if leaf not in read]
     other = rest[0] if rest else None
     if len(rest) > 1 or len(steps) > epilogue.MOST_STEPS:
         return None
-    if other is not None and not (_alike(other, viewed) and _in_rows(other) and in_memory(other)):
+    if other is not None and not (_alike(other, read[0]) and _in_rows(other) and in_memory(other)):
         return None
-    join = _Join(_behind_view(viewed), viewed, other, steps)
+    join = _Join(_behind_view(viewed), viewed, read, cut, other, steps)
     return join if _program(join) is not None else None
+
+
+def _halves(
+    leaf: fx.Node, steps: list[fx.Node]
+) -> tuple[fx.Node, tuple[fx.Node, ...], tuple[fx.Node, ...]] | None:
+    """The product of which a leaf is one half, both halves, and what cuts it, the last first."""
+    if leaf.target not in (operator.getitem, aten.slice.Tensor):
+        return None
+    cut: Any = leaf.args[0]
+    split = cut.target in (aten.split.Tensor, aten.split_with_sizes.default)
+    viewed: Any = cut.args[0] if split else cut
+    if not _is_value(viewed):
+        return None
+    found = {_half(user, viewed.meta["val"]): user for user in cut.users}
+    if len(cut.users) != 2 or set(found) != {0, 1}:
+        return None
+    read = (found[0], found[1])
+    alone = all(set(steps).issuperset(half.users) for half in read)
+    if not alone or not _is_product(_behind_view(viewed), viewed, [cut] if split else [*read]):
+        return None
+    return viewed, read, ((*read, cut) if split else read)
+
+
+def _half(node: fx.Node, whole: torch.Tensor) -> int | None:
+    """Which half of the last dim of a tensor a node is, 0 or 1."""
+    columns = whole.shape[-1]
+    if not isinstance(columns, int) or columns % 2:
+        return None
+    half, last = columns // 2, (-1, whole.dim() - 1)
+    arguments: Any = node.args
+    if node.target is operator.getitem:
+        _, sizes, *dim = arguments[0].args
+        cuts = sizes in (half, [half, half]) and (dim or [0])[0] in last
+        return arguments[1] if cuts else None
+    if node.target is aten.slice.Tensor and len(arguments) == 4 and arguments[1] in last:
+        begin, end = arguments[2], min(arguments[3], columns)
+        return {(0, half): 0, (half, columns): 1}.get((begin, end))
+    return None
 
 
 def _cone(last: fx.Node, places: dict[fx.Node, int]) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -159,7 +207,7 @@ def _number(value: Any) -> float | None:
 
 def _program(join: _Join) -> str | None:
     """The steps spelled out, or None where one is not what its name says."""
-    names: dict[fx.Node, str] = {join.viewed: "p"}
+    names: dict[fx.Node, str] = dict(zip(join.read, "pq", strict=False))
     if join.other is not None:
         names[join.other] = "o"
     steps: list[Step] = []
@@ -213,16 +261,17 @@ def _exact(number: float, dtype: torch.dtype) -> bool:
 def _replace(graph: fx.Graph, join: _Join, last: fx.Node, places: dict[fx.Node, int]) -> None:
     product, viewed, other = join.product, join.viewed, join.other
     value: torch.Tensor = product.meta["val"]
+    columns = last.meta["val"].shape[-1]
 
     def call(target: Any, arguments: tuple[Any, ...], dtype: torch.dtype, **options: Any) -> fx.Node:
         node = graph.call_function(target, arguments, options)
-        node.meta = {**last.meta, "val": value.new_empty(value.shape, dtype=dtype)}
+        node.meta = {**last.meta, "val": value.new_empty((*value.shape[:-1], columns), dtype=dtype)}
         places[node] = places[last]
         return node
 
     with graph.inserting_before(last):
         if other is not None and viewed is not product:
-            other = call(aten.reshape.default, (other, [-1, value.shape[1]]), value.dtype)
+            other = call(aten.reshape.default, (other, [-1, columns]), value.dtype)
         if product.target in _WITH_EPILOGUE:
             target, arguments = _WITH_EPILOGUE[product.target], product.args
         else:
@@ -231,9 +280,10 @@ def _replace(graph: fx.Graph, join: _Join, last: fx.Node, places: dict[fx.Node, 
         result = last.meta["val"].dtype
         joined = call(target, (*arguments, other, _program(join)), result, **product.kwargs)
         if viewed is not product:
-            joined = call(viewed.target, (joined, *viewed.args[1:]), result)
+            sizes: Any = viewed.args[1]
+            joined = call(viewed.target, (joined, [*sizes[:-1], columns]), result)
             joined.meta = dict(last.meta)
     last.replace_all_uses_with(joined)
-    for node in [*reversed(join.steps), *{viewed: None, product: None}]:
+    for node in [*reversed(join.steps), *join.cut, *{viewed: None, product: None}]:
         graph.erase_node(node)
         del places[node]

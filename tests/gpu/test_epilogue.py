@@ -7,10 +7,10 @@ from torch import nn
 
 import bi_compile
 from tests.bits import assert_same_bits, same_bits
-from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
+from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs, programs_of_halves
 
 if torch.cuda.is_available():
-    from bi_compile.templates.contraction import epilogue, gpu, gpu_grouped
+    from bi_compile.templates.contraction import epilogue, gpu, gpu_grouped, gpu_halves
     from tests.gpu.test_contraction import configurations, data
     from tests.gpu.test_grouped import ENDS, ends
 
@@ -92,6 +92,37 @@ def test_grouped_products(dtype, k, name):
         assert_same_bits(found[0], expected[row], f"row {row} alone")
 
 
+@pytest.mark.parametrize(("dtype", "k"), [(BF16, 400), (BF16, 4592), (FP32, 400)], ids=str)
+def test_both_halves_of_a_product(dtype, k):
+    a, b, _, _ = factors(k, 528, dtype)
+    weights = data(len(ENDS), 528, k, dtype=dtype, seed=1).mT * 2.0**-18
+    program = programs_of_halves(dtype)["gated halves"]
+    rows = a[: ENDS[-1] + 6]
+    products = gpu.product(a[:257], b), gpu_grouped.grouped_mm(rows, weights, ends(ENDS))
+    expected = [epilogue.run(program, product, None) for product in products]
+    tiles = {
+        tile
+        for config in configurations(dtype)
+        if not config.parallel and (tile := gpu_halves.tile_of(config))
+    }
+    assert tiles
+    for tile in (*tiles, None):
+        for m in (257, 5, 1):
+            found = gpu_halves.side_by_side(a[:m], b, None, None, program, config=tile)
+            if found is None:
+                assert tile is None, "not asked for"
+                found = gpu_halves.finish(products[0][:m], None, program)
+            assert_same_bits(found, expected[0][:m], f"{tile} {m}")
+        if tile is not None:
+            found = gpu_halves.side_by_side(rows, weights, ends(ENDS), None, program, config=tile)
+            assert_same_bits(found, expected[1], f"groups {tile}")
+    found = gpu.grouped_mm_epilogue(rows, weights, ends(ENDS), None, program)
+    assert_same_bits(found, expected[1], "the chosen one")
+    exact = torch.nn.functional.silu(products[0][:, :264].double()) * products[0][:, 264:].double()
+    tolerance = {"rtol": 2.0**-6, "atol": 2.0**-9} if dtype == BF16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(expected[0].double(), exact, **tolerance)
+
+
 class Perceptrons(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -99,9 +130,12 @@ class Perceptrons(nn.Module):
             nn.Linear(*s, bias=False) for s in ((256, 688), (256, 688), (688, 256))
         )
         self.first, self.second = nn.Linear(256, 1024), nn.Linear(1024, 256)
+        self.both, self.back = nn.Linear(256, 1376, bias=False), nn.Linear(688, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.both(x).chunk(2, dim=-1)
+        x = x + self.back(F.silu(gate) * up)
         return x + self.second(F.gelu(self.first(x)))
 
 
@@ -118,4 +152,4 @@ def test_a_compiled_model_has_the_bits_of_eager_mode(dtype, tmp_path):
     graphs = [file.read_text() for file in sorted(tmp_path.glob("*/*joined.py"))]
     assert graphs
     for graph in graphs:
-        assert graph.count("linear_epilogue.default(") == 4, graph
+        assert graph.count("linear_epilogue.default(") == 6, graph

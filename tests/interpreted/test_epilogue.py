@@ -16,7 +16,7 @@ from tests.interpreted.test_contraction import BF16, FORMS, FP16, FP32, FP64, HO
 from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER, programs
 
 from bi_compile.templates.contraction import epilogue, gpu, gpu_configs, gpu_epilogue  # isort: skip
-from bi_compile.templates.contraction import gpu_grouped, gpu_oracle, gpu_tuning  # isort: skip
+from bi_compile.templates.contraction import gpu_grouped, gpu_halves, gpu_oracle, gpu_tuning  # isort: skip
 from bi_compile.templates.contraction.gpu_configs import Config  # isort: skip
 from bi_compile.templates.gpu import device  # isort: skip
 
@@ -61,7 +61,8 @@ def small_chunks_on_a_hopper(monkeypatch):
     functions = {name: of_block(name) for name in ("exp", "erf", "tanh", "log1p", "expm1")}
     monkeypatch.setattr(gpu_epilogue, "libdevice", SimpleNamespace(**functions))
     monkeypatch.setattr(epilogue, "unary", of_tensor)
-    caches = (gpu._plan, gpu_grouped._plan, gpu_configs.choose, gpu_epilogue.function)
+    caches = (gpu._plan, gpu_grouped._plan, gpu_halves._plan, gpu_halves._finishing)
+    caches += (gpu_configs.choose, gpu_epilogue.function)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -212,8 +213,10 @@ def test_groups_leave_what_is_heavy_to_a_kernel_of_its_own(monkeypatch):
 
 def test_no_groups_and_three_dims():
     relu = "t1 = le(p, 0); t2 = where(t1, 0, p)"
-    a, b = data(5, 40, dtype=BF16), data(3, 40, 9, dtype=BF16)
-    none = gpu_grouped.grouped_mm_epilogue(a, b[:0], torch.ones(0).int(), None, "t1 = add(p, 1.0)")
+    a, b, ends = data(5, 40, dtype=BF16), data(3, 40, 9, dtype=BF16), torch.tensor([1, 2, 4])
+    none = gpu.grouped_mm_epilogue(a, b[:0], torch.ones(0).int(), None, "t1 = add(p, 1.0)")
     assert_same_bits(none, torch.ones(5, 9, dtype=BF16))
-    double = gpu_grouped.grouped_mm_epilogue(a.double(), b.double(), torch.tensor([1, 2, 4]), None, relu)
-    assert_same_bits(double, gpu_grouped.grouped_mm(a.double(), b.double(), torch.tensor([1, 2, 4])).relu())
+    double = gpu.grouped_mm_epilogue(a.double(), b.double(), ends, None, relu)
+    assert_same_bits(double, gpu_grouped.grouped_mm(a.double(), b.double(), ends).relu())
+    batch = gpu.grouped_mm_epilogue(a.expand(3, 5, 40), b, None, None, relu)
+    assert_same_bits(batch, gpu.product_epilogue(a.expand(3, 5, 40), b, None, None, relu))

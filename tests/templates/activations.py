@@ -32,25 +32,40 @@ WITH_ANOTHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+OF_HALVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gated halves": lambda left, right: F.silu(left) * right,
+    "gate behind": lambda left, right: left * F.gelu(right, approximate="tanh"),
+}
+
+
 def programs(dtype: torch.dtype) -> dict[str, str]:
     """Their programs as final graphs hold them, for products in a dtype."""
+    return {name: _program(name, dtype) for name in (*ACTIVATIONS, *WITH_ANOTHER)}
+
+
+def programs_of_halves(dtype: torch.dtype) -> dict[str, str]:
+    """Likewise, of products that are cut in two."""
+    return {name: _program(name, dtype) for name in OF_HALVES}
+
+
+def _program(name: str, dtype: torch.dtype) -> str:
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from bi_compile.passes.epilogue import join_products_and_epilogues
     from bi_compile.pipeline import decompositions
 
-    found = {}
-    for name, f in {**ACTIVATIONS, **WITH_ANOTHER}.items():
-        with FakeTensorMode():
-            x, w, other = (torch.empty(8, 8, dtype=dtype, device="cuda") for _ in range(3))
-            more = (other,) if name in WITH_ANOTHER else ()
+    def function(x: Tensor, w: Tensor, *more: Tensor) -> Tensor:
+        if name in OF_HALVES:
+            return OF_HALVES[name](*(x @ w).chunk(2, dim=-1))
+        return {**ACTIVATIONS, **WITH_ANOTHER}[name](x @ w, *more)
 
-            def both(x, w, *more, f=f):
-                return f(x @ w, *more)
-
-            graph = make_fx(both, decomposition_table=decompositions())(x, w, *more).graph
-            assert join_products_and_epilogues(graph), name
-        (joined,) = graph.find_nodes(op="call_function", target=torch.ops.bi_compile.product_epilogue.default)
-        found[name] = joined.args[4]
-    return found
+    with FakeTensorMode():
+        x, w, other = (torch.empty(8, 8, dtype=dtype, device="cuda") for _ in range(3))
+        more = (other,) if name in WITH_ANOTHER else ()
+        graph = make_fx(function, decomposition_table=decompositions())(x, w, *more).graph
+        assert join_products_and_epilogues(graph), name
+    (joined,) = graph.find_nodes(op="call_function", target=torch.ops.bi_compile.product_epilogue.default)
+    program = joined.args[4]
+    assert isinstance(program, str)
+    return program

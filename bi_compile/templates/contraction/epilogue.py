@@ -11,8 +11,11 @@ Ops
 
 A program is a line of steps such as "t1 = float32(p); t2 = neg(t1); t3 = exp(t2)", the last of which is the
 result. Arguments are p, the product rounded to its dtype; o, the element at the same place of `other`, which
-has the product's shape and dtype; earlier steps; and numbers, which take the dtype of the other arguments.
-Every step rounds to that dtype, as the op of its name does when run alone. STEPS lists the names.
+has the result's shape and the product's dtype; earlier steps; and numbers, which take the dtype of the other
+arguments. Every step rounds to that dtype, as the op of its name does when run alone. STEPS lists the names.
+
+A program that reads q cuts the product's last dim, an even number of columns, in two: p is an element of the
+left half, q the one at the same place of the right half, as in "silu(gate) * up" with one weight for both.
 
 The bits are those of the ops run one by one, which on the CPU they are. Raises UnsupportedDtypeError as `mm`
 does, ValueError for what is no program.
@@ -60,7 +63,7 @@ _STEP = re.compile(r"t(\d+) = (\w+)\(([^()]*)\)")
 
 
 class Step(NamedTuple):
-    """The value t<n> of the n-th step: a name of STEPS and arguments "p", "o", "t<n>" or numbers."""
+    """The value t<n> of the n-th step: a name of STEPS and arguments "p", "q", "o", "t<n>" or numbers."""
 
     name: str
     arguments: tuple[Value, ...]
@@ -79,7 +82,7 @@ def parse(program: str) -> tuple[Step, ...]:
     steps: list[Step] = []
     for text in program.split("; "):
         found = _STEP.fullmatch(text)
-        values = {"p", "o", *(f"t{i}" for i in range(1, len(steps) + 1))}
+        values = {"p", "q", "o", *(f"t{i}" for i in range(1, len(steps) + 1))}
         number = len(steps) + 1
         arguments = tuple(_argument(a, values) for a in found[3].split(", ")) if found else ()
         if found is None or int(found[1]) != number or STEPS.get(found[2]) != len(arguments):
@@ -105,9 +108,15 @@ def reads_other(program: str) -> bool:
     return any("o" in step.arguments for step in parse(program))
 
 
+@functools.lru_cache(maxsize=4096)
+def cuts(program: str) -> bool:
+    """Whether it takes both halves of a product."""
+    return any("q" in step.arguments for step in parse(program))
+
+
 def dtypes(program: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The dtype of every value, given that of the product. Raises ValueError where a step mixes several."""
-    found = {"p": dtype, "o": dtype}
+    found = {"p": dtype, "q": dtype, "o": dtype}
     for i, step in enumerate(parse(program), 1):
         own = {found[a] for a in step.arguments[step.name == "where" :] if isinstance(a, str)}
         condition = step.arguments[0] if step.name == "where" else None
@@ -125,7 +134,8 @@ def result_dtype(program: str, dtype: torch.dtype) -> torch.dtype:
 
 def run(program: str, product: Tensor, other: Tensor | None) -> Tensor:
     """The program on a product, op by op."""
-    values: dict[str, Any] = {"p": product, "o": other}
+    left, right = product.chunk(2, -1) if cuts(program) else (product, None)
+    values: dict[str, Any] = {"p": left, "q": right, "o": other}
 
     def of(argument: Value, like: Tensor) -> Tensor:
         if isinstance(argument, str):
@@ -159,8 +169,19 @@ def product_of(a: Tensor, b: Tensor, c: Tensor | None, beta: Any, alpha: Any) ->
     return added(c, a, b, beta=beta, alpha=alpha)
 
 
+def shape_of(program: str, product: torch.Size) -> torch.Size:
+    """Of what becomes of a product of a shape."""
+    *leading, columns = product
+    return torch.Size((*leading, columns // 2)) if cuts(program) else product
+
+
 def _finished(program: str, product: Tensor, other: Tensor | None) -> Tensor:
     """An empty result, and the checks."""
+    shape = shape_of(program, product.shape)
+    torch._check(
+        not cuts(program) or product.shape[-1] % 2 == 0,
+        lambda: f"expected an even number of columns to cut in two, got {list(product.shape)}",
+    )
     torch._check(
         (other is None) != reads_other(program),
         lambda: f"an epilogue {program!r} was given {'no' if other is None else 'an'} other tensor",
@@ -170,9 +191,9 @@ def _finished(program: str, product: Tensor, other: Tensor | None) -> Tensor:
             other.dtype == product.dtype and other.dim() == product.dim(),
             lambda: f"expected other like the product, got {other.dtype} {list(other.shape)}",
         )
-        for found, expected in zip(other.shape, product.shape, strict=True):
-            torch._check(found == expected, lambda: "other has another shape than the product")
-    return product.new_empty(product.shape, dtype=result_dtype(program, product.dtype))
+        for found, expected in zip(other.shape, shape, strict=True):
+            torch._check(found == expected, lambda: "other has another shape than the result")
+    return product.new_empty(shape, dtype=result_dtype(program, product.dtype))
 
 
 def _fake_linear(x: Tensor, w: Tensor, bias: Tensor | None, other: Tensor | None, program: str) -> Tensor:

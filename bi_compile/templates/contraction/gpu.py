@@ -18,7 +18,8 @@ from bi_compile import numerics
 from bi_compile.templates.contraction import (
     epilogue,
     gpu_epilogue,
-    gpu_grouped,  # noqa: F401  (implements grouped_mm)
+    gpu_grouped,
+    gpu_halves,
     gpu_tuning,
 )
 from bi_compile.templates.contraction import gpu_kernels as kernels
@@ -70,10 +71,10 @@ def linear(
 ) -> Tensor:
     if x.dim() == 2:
         return product(x, w.t(), bias, other=other, program=program)
-    rows, n = math.prod(x.shape[:-1]), w.shape[0]
-    beside = None if other is None else other.reshape(rows, n)
+    rows = math.prod(x.shape[:-1])
+    beside = None if other is None else other.reshape(rows, other.shape[-1])
     flat = product(x.reshape(rows, x.shape[-1]), w.t(), bias, other=beside, program=program)
-    return flat.view(*x.shape[:-1], n)
+    return flat.view(*x.shape[:-1], flat.shape[-1])
 
 
 @implements("linear_epilogue")
@@ -95,6 +96,20 @@ def product_epilogue(
     return product(a, b, c, beta=beta, alpha=alpha, other=other, program=program)
 
 
+@implements("grouped_mm_epilogue")
+def grouped_mm_epilogue(
+    a: Tensor, b: Tensor, offs: Tensor | None, other: Tensor | None, program: str
+) -> Tensor:
+    if offs is None:
+        return product(a, b, other=other, program=program)
+    if epilogue.cuts(program):
+        found = gpu_halves.side_by_side(a, b, offs, other, program)
+        return (
+            gpu_halves.finish(gpu_grouped.grouped_mm(a, b, offs), other, program) if found is None else found
+        )
+    return gpu_grouped.grouped_mm(a, b, offs, other, program)
+
+
 def product(
     a: Tensor,
     b: Tensor,
@@ -111,6 +126,14 @@ def product(
     program: of `epilogue.py`, run on the rounded product; other: what else it reads.
     config: the configuration to use instead of the chosen one, for tests and tuning; fp64 has but one.
     """
+    if program is not None and epilogue.cuts(program):
+        alone = c is None and alpha == 1
+        found = gpu_halves.side_by_side(a, b, None, other, program) if alone else None
+        return (
+            gpu_halves.finish(product(a, b, c, beta=beta, alpha=alpha), other, program)
+            if found is None
+            else found
+        )
     if program is not None and a.dtype == torch.float64:
         return epilogue.run(program, product(a, b, c, beta=beta, alpha=alpha), other).contiguous()
     dtype = a.dtype if program is None else epilogue.result_dtype(program, a.dtype)

@@ -6,6 +6,7 @@ import torch
 
 from bi_compile import numerics
 from bi_compile.templates.contraction import gpu_grouped_kernels as grouped
+from bi_compile.templates.contraction import gpu_halves_kernels as halves
 from bi_compile.templates.contraction import gpu_kernels as kernels
 from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import PRECISION, Config
@@ -14,6 +15,7 @@ from bi_compile.templates.contraction.gpu_epilogue import function
 from bi_compile.templates.contraction.gpu_grouped import options as grouped_options
 from bi_compile.templates.gpu.ahead import compile_kernel
 from bi_compile.templates.gpu.certificate import Certificate, certificate, composed
+from bi_compile.templates.gpu.device import ALL_REGISTERS
 
 FORMS = ("one", "sequence", "parallel")
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -165,3 +167,29 @@ def compile_grouped(
         constants |= {"a_row": 1, "b_column": 1} if cut == "K" else {"a_k": 1, "b_k": 1}
     options = grouped_options(config, capability, chunked, program)
     return compile_kernel(kernel, capability, types, constants, **options)
+
+
+def order_halves(
+    config: Config, dtype: torch.dtype, capability: int, chunked: bool, groups: bool, program: str
+) -> Certificate:
+    """The certificate of a product that its program cuts in two, both summed in one kernel."""
+    return certificate(compile_halves(config, dtype, capability, chunked, groups, program))
+
+
+def compile_halves(
+    config: Config, dtype: torch.dtype, capability: int, chunked: bool, groups: bool, program: str
+) -> Any:
+    """The kernel for weights [2 N, K], of 128 experts or of one; block_n of config holds both halves."""
+    name, each = _NAMES[dtype], config.block_n // 2
+    types = dict.fromkeys(("total", "groups", "N", "K"), "i32") | {"offs": "*i32"}
+    types |= dict.fromkeys(("other", "out"), f"*{name}")
+    for argument, rows in {"a": config.block_m, "b": each}.items():
+        types[argument] = f"tensordesc<{name}[{rows}, {config.block_k}]>"
+    constants: dict[str, Any] = {
+        "GROUPS": 256 if groups else 0, "CHUNK": numerics.contraction_gpu_chunk(dtype.itemsize),
+        "CHUNKED": chunked, "BLOCK_M": config.block_m, "BLOCK_N": each, "BLOCK_K": config.block_k,
+        "GROUP_M": 8, "PIECE": config.piece, "PRECISION": PRECISION[dtype], "SWAP": config.swap,
+        "BY_COLUMN": True, "EPILOGUE": function(program, dtype),
+    }  # fmt: skip
+    options = config.options(capability) | ALL_REGISTERS
+    return compile_kernel(halves.halves_by_descriptors, capability, types, constants, **options)

@@ -26,7 +26,9 @@ _NAMES = {torch.bfloat16: "tl.bfloat16", torch.float16: "tl.float16", torch.floa
 
 @functools.cache
 def function(program: str | None, dtype: torch.dtype) -> Any:
-    """f(product, addresses of `other`, mask) -> the result, in fp32, for products of a dtype.
+    """f(product, its other half, addresses of `other`, mask) -> the result, in fp32, for products of a dtype.
+
+    The half is not read unless the program cuts.
 
     None where there is no program.
     """
@@ -51,7 +53,7 @@ def finishing(program: str, dtype: torch.dtype, batch: int, m: int, n: int) -> L
 def _source(program: str, dtype: torch.dtype) -> str:
     """16-bit values are kept in fp32, rounded to their dtype by every step that computes."""
     steps, found = epilogue.parse(program), epilogue.dtypes(program, dtype)
-    lines = ["def finished(p, at, inside):"]
+    lines = ["def finished(p, q, at, inside):"]
     if epilogue.reads_other(program):
         lines.append("    o = tl.load(at, mask=inside, other=0.0).to(tl.float32)")
     for i, step in enumerate(steps, 1):

@@ -32,13 +32,12 @@ def grouped_mm(
     *,
     config: Config | None = None,
 ) -> Tensor:
-    """program: of `epilogue.py`, run on the rounded product; other: what else it reads.
+    """program: of `epilogue.py`, run on the rounded product, not to be cut; other: what else it reads.
 
     config: instead of the chosen one, for tests; fp64 has but one.
     """
     if offs is None:
-        ops = torch.ops.bi_compile
-        return ops.bmm(a, b) if program is None else ops.product_epilogue(a, b, None, other, program)
+        return torch.ops.bi_compile.bmm(a, b)
     groups = offs.shape[0]
     if program is not None and (a.dtype == torch.float64 or groups == 0):
         return epilogue.run(program, grouped_mm(a, b, offs), other).contiguous()
@@ -54,13 +53,6 @@ def grouped_mm(
         # Without another tensor one of the product's dtype that is never read.
         plan.launch(a, b, offs.contiguous(), a if other is None else other.contiguous(), out)
     return out
-
-
-@implements("grouped_mm_epilogue")
-def grouped_mm_epilogue(
-    a: Tensor, b: Tensor, offs: Tensor | None, other: Tensor | None, program: str
-) -> Tensor:
-    return grouped_mm(a, b, offs, other, program)
 
 
 class _Plan(NamedTuple):
@@ -105,7 +97,7 @@ def _plan(
     each = triton.cdiv(total, groups)
     by_column = b_strides[-2] == 1
     described = (
-        aligned and cut == "M" and k > 0 and _read_as_one(a_shape, a_strides, b_shape, b_strides, dtype)
+        aligned and cut == "M" and k > 0 and read_as_one(a_shape, a_strides, b_shape, b_strides, dtype)
     )
     here = device.processor(index)
     if dtype == torch.float64:
@@ -171,7 +163,7 @@ def _whole(by_column: bool, k: int, config: Config) -> bool:
     return by_column or k % config.block_k == 0
 
 
-def _read_as_one(
+def read_as_one(
     a_shape: torch.Size,
     a_strides: tuple[int, ...],
     b_shape: torch.Size,

@@ -99,7 +99,8 @@ def _store(total, other, out, at, inside, EPILOGUE: tl.constexpr):
     EPILOGUE: a function of `gpu_epilogue`, or None: what follows on the product. It may read `other`.
     """
     if EPILOGUE is not None:
-        total = EPILOGUE(total.to(other.dtype.element_ty).to(tl.float32), other + at, inside)
+        total = total.to(other.dtype.element_ty).to(tl.float32)
+        total = EPILOGUE(total, None, other + at, inside)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
