@@ -107,7 +107,7 @@ def _halves(
     if len(cut.users) != 2 or set(found) != {0, 1}:
         return None
     read = (found[0], found[1])
-    alone = all(set(steps).issuperset(half.users) for half in read)
+    alone = all(half.users and set(steps).issuperset(half.users) for half in read)
     if not alone or not _is_product(_behind_view(viewed), viewed, [cut] if split else [*read]):
         return None
     return viewed, read, ((*read, cut) if split else read)

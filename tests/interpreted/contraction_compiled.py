@@ -3,6 +3,7 @@
 test_contraction_compiled imports this in a process of its own: other tests' interpreter replaces kernels.
 """
 
+import itertools
 import os
 import tempfile
 from unittest import mock
@@ -10,13 +11,14 @@ from unittest import mock
 import torch
 
 from bi_compile.errors import TuningError
-from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_tuning
+from bi_compile.templates.contraction import gpu_certificates, gpu_configs, gpu_halves, gpu_tuning
 from bi_compile.templates.contraction.epilogue import is_heavy
 from bi_compile.templates.contraction.gpu_configs import Config
 from bi_compile.templates.gpu import ahead, device
 from bi_compile.templates.gpu.certificate import certificate
 from bi_compile.templates.gpu.device import Processor
 from tests.templates.activations import programs as epilogues
+from tests.templates.activations import programs_of_halves
 
 PROCESSORS = {
     80: Processor(80, 108, 166912),
@@ -148,6 +150,26 @@ def grouped_finished(capability: int, dtype: torch.dtype, names: list[str]) -> l
                         "spilled": found,
                     }
                 )
+    return rows
+
+
+def halves(capability: int, dtype: torch.dtype) -> list[dict]:
+    """Products cut in two, in all tiles of which both halves are summed side by side."""
+    rows = []
+    tiles = {tile for config in shipped(capability, dtype) if (tile := gpu_halves.tile_of(config))}
+    for name, program in programs_of_halves(dtype).items():
+        for tile in sorted(tiles):
+            for chunked, groups in itertools.product((False, True), repeat=2):
+                what = (tile, dtype, capability, chunked, groups, program)
+                used = ahead.resources(gpu_certificates.compile_halves(*what))
+                order = str(gpu_certificates.order_halves(*what))
+                rows.append(
+                    {
+                        "name": name, "config": list(tile), "chunked": chunked, "order": order,
+                        "spilled": used.spilled, "shared_memory": used.shared_memory,
+                        "limit": PROCESSORS[capability].shared_memory,
+                    }
+                )  # fmt: skip
     return rows
 
 

@@ -164,6 +164,23 @@ def test_groups_with_epilogues(capability, dtype, names):
             assert row["order"].replace("its K", "K") == f"{expected} by bf16 k16"
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [(90, "bfloat16"), (90, "float32"), (100, "bfloat16")])
+def test_halves_have_the_order_of_products(capability, dtype):
+    rows = evaluated(f"halves({capability}, torch.{dtype})")
+    assert {row["name"] for row in rows} == {"gated halves", "gate behind"}
+    for row in rows:
+        row["order"] = row["order"].replace("its K", "K")
+    for row in rows:
+        assert row["spilled"] == 0, row
+        assert row["shared_memory"] <= row["limit"], row
+        alike = [r["order"] for r in rows if (r["name"], r["chunked"]) == (row["name"], row["chunked"])]
+        assert set(alike) == {row["order"]}
+        if dtype == "bfloat16" and row["name"] == "gated halves":
+            half = ORDERS[dtype]["sequence" if row["chunked"] else "one"].removesuffix(" by bf16 k16")
+            terms = sorted([f"f32({half})", f"f32({SILU.format(f'f32({half})')})"])
+            assert row["order"] == f"bf16(mul({', '.join(terms)})) by bf16 k16"
+
+
 def test_only_certified_configurations_are_tuned():
     assert evaluated("certified(90)") == "12"
     assert evaluated("certified(100)") == "12"

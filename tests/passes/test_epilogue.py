@@ -13,13 +13,14 @@ from bi_compile.passes.epilogue import join_products_and_epilogues
 from bi_compile.pipeline import decompositions
 from bi_compile.templates import contraction as _contraction  # noqa: F401  (defines the ops)
 from tests.bits import assert_same_bits
-from tests.templates.activations import ACTIVATIONS, WITH_ANOTHER
+from tests.templates.activations import ACTIVATIONS, OF_HALVES, WITH_ANOTHER
 
 bi = torch.ops.bi_compile
 
 X, W, V = torch.randn(3, 5, 8), torch.randn(8, 8), torch.randn(8)
 LINEAR, PRODUCT, GROUPED, ALONE = "linear_epilogue", "product_epilogue", "grouped_mm_epilogue", "linear"
 JOINED = {bi.linear_epilogue.default, bi.product_epilogue.default, bi.grouped_mm_epilogue.default}
+JOINED_NAMES = {LINEAR, PRODUCT, GROUPED}
 CHANGES_NOTHING = {"view", "reshape", "permute", "t", "full", "scalar_tensor"}
 
 
@@ -35,7 +36,7 @@ def joined(function, *inputs, device: str = "cuda", dtype: torch.dtype | None = 
     for node in calls:
         if node.target in JOINED:
             assert_meta_is_what_the_op_returns(node)
-    names = [node.target.overloadpacket.__name__ for node in calls]
+    names = [getattr(node.target, "overloadpacket", node.target).__name__ for node in calls]
     return [name for name in names if name not in CHANGES_NOTHING]
 
 
@@ -162,6 +163,67 @@ def test_what_of_a_grouped_product_is_left_alone():
     assert GROUPED in finished(lambda y, x, bias, scale, ids: y.relu() + x)
 
 
+def by_chunk(y):
+    return y.chunk(2, dim=-1)
+
+
+def by_split(y):
+    return y.split([y.shape[-1] // 2] * 2, dim=y.dim() - 1)
+
+
+def by_slices(y):
+    half, dim = y.shape[-1] // 2, y.dim() - 1
+    return y.narrow(dim, 0, half), torch.ops.aten.slice.Tensor(y, -1, half, 2**63 - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cut", [by_chunk, by_split, by_slices])
+@pytest.mark.parametrize("name", OF_HALVES)
+def test_both_halves(name, cut, dtype):
+    finish = OF_HALVES[name]
+    up = torch.empty(12, 8), torch.empty(12), torch.empty(4, 12, 8)
+    down = torch.empty(8, 6), torch.empty(4, 8, 6)
+
+    def of_linear(x, w, b, down):
+        return linear(finish(*cut(linear(x, w, b))), down)
+
+    def of_a_matrix(x, w, down):
+        return torch.mm(finish(*cut(torch.mm(x.view(15, 8), w.t()).view(3, 5, 12))).view(15, 6), down.t())
+
+    def of_groups(x, w, down, offs):
+        return experts(finish(*cut(experts(x.view(15, 8), w, offs))), down, offs)
+
+    assert joined(of_linear, X, *up[:2], down[0], dtype=dtype) == [LINEAR, ALONE]
+    assert joined(of_a_matrix, X, up[0], down[0], dtype=dtype) == [PRODUCT, "mm"]
+    offs = torch.ones(4).int()
+    half = [t.to(dtype) for t in (X, up[2], down[1])]
+    assert joined(of_groups, *half, offs) == [GROUPED, "grouped_mm"]
+
+
+def test_both_halves_and_another_tensor():
+    x, w, y = torch.empty(5, 8), torch.empty(16, 8), torch.empty(5, 8)
+    assert joined(lambda x, w, y: torch.mul(*by_chunk(linear(x, w))) + y, x, w, y) == [LINEAR]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y, x: F.silu(by_chunk(y)[0]),  # one half
+        lambda y, x: (torch.mul(*by_chunk(y)), y),  # all of it is wanted, too
+        lambda y, x: (torch.mul(*(cut := by_chunk(y))), cut[1]),
+        lambda y, x: torch.mul(*by_slices(y)) + y.narrow(1, 0, 8),
+        lambda y, x: torch.mul(*y.chunk(2, dim=0)),
+        lambda y, x: y.narrow(1, 0, 8) * y.narrow(1, 4, 8),
+        lambda y, x: torch.mul(*y.split([8, 8, 0], dim=1)[:2]),
+        lambda y, x: torch.mul(*y.split(4, dim=1)[:2]),
+        lambda y, x: y.view(-1, 8, 2).select(2, 0) * y.view(-1, 8, 2).select(2, 1),  # as gpt-oss cuts it
+    ],
+)
+def test_what_of_halves_is_left_alone(function):
+    x, w = torch.empty(6, 8), torch.empty(16, 8)
+    assert not JOINED_NAMES & set(joined(lambda x, w: function(linear(x, w), x), x, w))
+
+
 def test_left_alone_on_the_cpu():
     assert LINEAR not in joined(lambda x, w: F.relu(linear(x, w)), X, W, device="cpu")
 
@@ -184,6 +246,9 @@ def test_the_joined_ops_are_the_ops_one_by_one(dtype):
     groups, ends = torch.stack([w, w.t()]), torch.tensor([2, 4])
     found = bi.grouped_mm_epilogue(x[0], groups, ends, x[1], "t1 = add(p, o)")
     assert_same_bits(found, bi.grouped_mm(x[0], groups, ends) + x[1])
+    y = bi.linear(x, w, v)
+    found = bi.linear_epilogue(x, w, v, y[..., 4:], "t1 = mul(p, q); t2 = add(t1, o)")
+    assert_same_bits(found, y[..., :4] * y[..., 4:] + y[..., 4:])
     silu = "t1 = float32(p); t2 = neg(t1); t3 = exp(t2); t4 = add(t3, 1.0); t5 = div(t1, t4)"
     y = bi.linear(x, w, v).float()
     assert_same_bits(bi.linear_epilogue(x, w, v, None, silu), y / (bi.unary(-y, "exp") + 1))
@@ -218,6 +283,10 @@ def test_another_tensor_has_the_shape_and_dtype_of_the_product():
                 bi.linear_epilogue(x, w, None, other, "t1 = add(p, o)")
         with pytest.raises(RuntimeError):
             bi.linear_epilogue(x, w, None, x, "t1 = neg(p)")
+        with pytest.raises(RuntimeError, match="other has another shape"):
+            bi.linear_epilogue(x, w, None, x, "t1 = mul(p, q); t2 = add(t1, o)")
+        with pytest.raises(RuntimeError, match=r"an even number of columns to cut in two, got \[3, 5, 7\]"):
+            bi.linear_epilogue(x, w[:7], None, None, "t1 = mul(p, q)")
 
 
 class Block(nn.Module):
@@ -227,11 +296,14 @@ class Block(nn.Module):
         super().__init__()
         self.gate, self.up, self.down = nn.Linear(8, 24), nn.Linear(8, 24, bias=False), nn.Linear(24, 8)
         self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.both, self.back = nn.Linear(8, 48, bias=False), nn.Linear(24, 8)
         self.norm = nn.LayerNorm(8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.down(F.silu(self.gate(x)) * self.up(x))
         x = x + self.second(F.relu(self.first(self.norm(x))))
+        gate, up = self.both(x).chunk(2, dim=-1)
+        x = x + self.back(F.silu(gate) * up)
         return F.gelu(self.first(x), approximate="tanh")
 
 
@@ -267,6 +339,6 @@ def test_a_compiled_model_has_the_bits_of_one_without_joins(dtype, training, mon
     if not training:  # whose gradients eager mode adds in another order
         for found, expected in zip(joined_, results(bi_compile.eager()(model)), strict=True):
             assert_same_bits(found, expected)
-    # In training: not silu and gelu, of which gradients need the argument, but two in the backward graph.
-    assert graphs.count("_epilogue.default(") == 5
+    # In training: neither gates nor gelu, whose gradients need the argument, but two in the backward graph.
+    assert graphs.count("_epilogue.default(") == (6 if training else 7)
     assert not none
