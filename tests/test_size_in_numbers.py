@@ -82,6 +82,13 @@ RETURNED = {
 }
 
 
+OF_CHOSEN_ROWS = {
+    "their mean": lambda x: x + x[x.sum(1) > 0].mean(0),
+    "how many": lambda x: x * (x > 0).nonzero().shape[0],
+    "how many elements": lambda x: x * x[x > 0].numel(),
+    "different ids": lambda x: x * torch.unique((x * 3).long()).shape[0],
+    "counts": lambda x: x * torch.bincount((x.abs() * 3).long().flatten(), minlength=8)[:8],
+}
 PARTS = {
     "chunk": lambda x: x.chunk(x.shape[0], 1)[0] + 0,
     "tensor_split": lambda x: x.tensor_split(x.shape[0], 1)[0] + 0,
@@ -109,6 +116,13 @@ def test_the_size_of_the_batch_is_no_argument_of_what_works_within_samples(name)
 @pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_the_size_of_the_batch_does_not_choose_weights(name):
     refused(OF_WEIGHTS[name], X.clone())
+
+
+@pytest.mark.parametrize("name", OF_CHOSEN_ROWS)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True)
+def test_neither_is_the_number_of_rows_that_the_data_choose(name):
+    """In one graph. Behind a graph break, which is Dynamo's default, nothing says whose the rows are."""
+    refused(OF_CHOSEN_ROWS[name], X.clone())
 
 
 @pytest.mark.parametrize("name", RETURNED)
