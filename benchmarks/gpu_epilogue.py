@@ -80,6 +80,7 @@ CASES = {
     "Qwen3-0.6B, halves": (Layer, "halves", 1024, 6144),
     "Llama-3-8B, halves": (Layer, "halves", 4096, 28672),
     "128 experts, gated": (Experts, "gated", 128, 8, 2048, 768),
+    "8 experts, gated": (Experts, "gated", 8, 2, 4096, 14336),
     "128 experts, halves": (Experts, "halves", 128, 8, 2048, 1536),
     "8 experts, halves": (Experts, "halves", 8, 2, 4096, 28672),
     "128 experts, relu squared": (Experts, "relu squared", 128, 6, 2688, 1856),
