@@ -233,8 +233,11 @@ def test_tensor_maps_read_what_pointers_read(monkeypatch):
         assert_same_bits(gpu.attention(q, k, v, None, causal, 0.3)[0].contiguous(), expected.contiguous())
     assert len(used) == 4
     odd = torch.cat([k, k], 3)[..., 1:17]
-    gpu.attention(q, odd, v, None, False, 0.3)
-    assert len(used) == 4, "a tensor that no map can describe"
+    found = gpu.attention(q, odd, v, None, False, 0.3)[0]
+    assert len(used) == 6, "no map can describe this tensor, but its copy"
+    assert_same_bits(found, gpu.attention(q, odd.contiguous(), v, None, False, 0.3)[0])
+    gpu.attention(q, k[:1].expand(2, -1, -1, -1), v, None, False, 0.3)
+    assert len(used) == 8, "a tensor that no map can describe"
 
 
 @pytest.mark.usefixtures("parallel")

@@ -52,13 +52,13 @@ class Tile:
     @classmethod
     def choose(
         cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool,
-        mask: torch.dtype | None, memory: int,
+        mask: torch.dtype | None, capped: bool, memory: int,
     ) -> "Tile":  # fmt: skip
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
-        small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. memory: bytes
-        that a block may share.
+        small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. capped: scores
+        are. memory: bytes that a block may share.
         """
         added = mask not in (None, torch.bool)
         if dtype == torch.float32:
@@ -82,17 +82,19 @@ class Tile:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
         if not maps:
             return cls(32, 8, 2)
-        return cls(64, 4, 3)
+        return cls(64, 8 if capped and mask is not None and dims > 64 else 4, 3)
 
     @classmethod
-    def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
+    def spread(
+        cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool, capped: bool
+    ) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if dims > 128:
             return cls(16, 4, 2) if dims <= 256 else cls(16, 8, 1)
         if group > 2 and maps and not small:
-            return cls(64, 4, 2)
+            return cls(64, 8 if capped and dims > 64 else 4, 2)
         return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
 
 
@@ -110,10 +112,19 @@ class Pieces(NamedTuple):
     """Keys whose values these are."""
 
     @classmethod
-    def of(cls, rows: int, dims: int, value_dims: int, dtype: torch.dtype, careful: bool = False) -> "Pieces":
-        """For tiles of so many rows. careful: for the kernel that does tiles again."""
+    def of(
+        cls,
+        rows: int,
+        dims: int,
+        value_dims: int,
+        dtype: torch.dtype,
+        careful: bool = False,
+        old: bool = False,
+    ) -> "Pieces":
+        """For tiles of so many rows. careful: for the kernel that does tiles again; old: before Hopper."""
         if careful:
-            return cls(min(dims, 64 if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
+            single = 32 if old else 64
+            return cls(min(dims, single if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
@@ -191,6 +202,22 @@ def _mappable(x: torch.Tensor) -> bool:
     return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in strides)
 
 
+def _in_whole_lines(x: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, size], or a copy whose rows begin at whole 16 bytes and end with zeros.
+
+    Read number by number, a tile takes an address for each and spills thousands of bytes.
+    """
+    step = 16 // x.element_size()
+    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
+    lines = x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s % step == 0 for s in strides)
+    size = x.shape[3]
+    if lines and size % step == 0:
+        return x
+    copy = x.new_zeros(*x.shape[:3], triton.cdiv(size, step) * step)
+    copy[..., :size] = x
+    return copy
+
+
 def _tensor_map(x: torch.Tensor, dims: int, keys: int = BLOCK) -> TensorDescriptor:
     """Blocks of `keys` keys of x [B, H, keys, size], the size padded with zeros."""
     strides = [stride if size > 1 else dims for stride, size in zip(x.stride(), x.shape, strict=True)]
@@ -208,12 +235,14 @@ def attention(
     softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     refuse_dtype(q)
+    given = v.shape[3]
+    q, k, v = _in_whole_lines(q), _in_whole_lines(k), _in_whole_lines(v)
     batch, heads, queries, size = q.shape
     kv_heads, keys, value_size = k.shape[1], k.shape[2], v.shape[3]
     out = torch.empty(batch, queries, heads, value_size, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     if out.numel() == 0 or keys == 0:
-        return out.zero_().transpose(1, 2), lse.fill_(-torch.inf)
+        return out.zero_()[..., :given].contiguous().transpose(1, 2), lse.fill_(-torch.inf)
     group = heads // kv_heads
     rows = queries * group
     # Tensor cores multiply at least 16 columns.
@@ -230,7 +259,9 @@ def attention(
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
         read_dtype = None if mask is None else mask.dtype
-        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory)
+        tile = Tile.choose(
+            rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, softcap != 0, memory
+        )
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -259,7 +290,7 @@ def attention(
     together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
-        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful)
+        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, not _has_tensor_maps(q))
         maps_here = maps and not careful
         own_maps = (k_map, v_map) if maps_here else (k, v)
         if maps_here and tile_here.keys != tile.keys:
@@ -276,7 +307,7 @@ def attention(
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
-            **(ALL_REGISTERS if careful else {}),
+            **(ALL_REGISTERS if careful or (apart and parallel) else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 
@@ -286,7 +317,7 @@ def attention(
     else:
         launch((batch * kv_heads, ways), tile)
     if read is not None and read.own_begins:
-        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small)
+        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small, softcap != 0)
         span = BLOCK * max(1, spread.rows // group)
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
@@ -295,11 +326,13 @@ def attention(
         launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
+        # What is on the way at once has to fit registers.
+        warps = block * (2 if value_dims > 256 else 1)
         merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
             parts, states, out, lse, queries, heads, kv_heads, splits,
             VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
             FLAGGED=flagged, EARLY=early, AT_ONCE=min(8, power_of_two(splits)),
             # Left to itself, the assembler saves registers by loading later.
-            num_warps=1 if block == 1 else 4, maxnreg=255, **after_ours, **COMPILATION,
+            num_warps=warps, maxnreg=255, **after_ours, **COMPILATION,
         )  # fmt: skip
-    return out.transpose(1, 2), lse
+    return (out if value_size == given else out[..., :given].contiguous()).transpose(1, 2), lse

@@ -158,7 +158,9 @@ def attend(
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
     VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
-    for step in range(TILES * PARTS_OF_TILE * VALUE_PIECES):
+    # Where registers are short nothing that a step could work out again is kept in them.
+    SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128)
+    for step in tl.range(TILES * PARTS_OF_TILE * VALUE_PIECES, disable_licm=SHORT):
         wanted, piece = 1, step if VALUE_PIECES > 1 else 0
         if CAREFUL:
             number, head, tile, split, piece = _place_again(

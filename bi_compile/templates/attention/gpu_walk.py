@@ -72,7 +72,9 @@ def _blocks(
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
-    for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
+    # Registers are short there: nothing that a block could work out again is kept in them.
+    SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128 and not APART)
+    for first in tl.range(begin, end, BLOCK, num_stages=STAGES, disable_licm=SHORT):
         offsets = tl.multiple_of(first - firsts, BLOCK)
         masked = (first < whole_begin) | (first + BLOCK > whole_end)
         # Before the products: the layout of a mask would otherwise become that of the scores.
