@@ -269,6 +269,24 @@ def test_batch_size():
     assert warning.where == "model.py:42, in forward:  if x.shape[0] > 4:"
 
 
+def test_unknown_batch():
+    warning = errors.UnknownBatchWarning(
+        "aten.reshape",
+        reason="the reshape cuts the batch across dims",
+        where="model.py:42, in forward:  x.reshape(2, -1)",
+        path=["x", "mul", "reshape"],
+    )
+    assert str(warning) == (
+        "unknown whether aten.reshape keeps the samples of a batch apart: "
+        "the reshape cuts the batch across dims\n"
+        "  the batch comes by x -> mul -> reshape\n"
+        "  model.py:42, in forward:  x.reshape(2, -1)\n"
+        "Hint: compare bits, with bi_compile.testing.assert_batch_invariant(model, inputs). Or keep the "
+        "batch in a dim of its own there, and say bi_compile.mark_batch(x, None) of inputs that all samples "
+        "share."
+    )
+
+
 @pytest.mark.parametrize(
     "name", [n for n in vars(errors) if n.endswith(("Error", "Warning")) and n != "BatchInvariantError"]
 )
