@@ -125,8 +125,9 @@ def _half(node: fx.Node, whole: torch.Tensor) -> int | None:
         cuts = sizes in (half, [half, half]) and (dim or [0])[0] in last
         return arguments[1] if cuts else None
     if node.target is aten.slice.Tensor and len(arguments) == 4 and arguments[1] in last:
-        begin, end = arguments[2], min(arguments[3], columns)
-        return {(0, half): 0, (half, columns): 1}.get((begin, end))
+        begin, end = arguments[2:]
+        if isinstance(begin, int) and isinstance(end, int):
+            return {(0, half): 0, (half, columns): 1}.get((begin, min(end, columns)))
     return None
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.source import LocalSource
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import bi_compile
 from bi_compile.passes import epilogue
@@ -222,6 +224,25 @@ def test_both_halves_and_another_tensor():
 def test_what_of_halves_is_left_alone(function):
     x, w = torch.empty(6, 8), torch.empty(16, 8)
     assert not JOINED_NAMES & set(joined(lambda x, w: function(linear(x, w), x), x, w))
+
+
+def test_parts_whose_ends_are_symbols_are_left_alone():
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    symbolic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    four = mode.from_tensor(torch.empty(4), source=LocalSource("four"), symbolic_context=symbolic)
+
+    def parts(x, w, four):
+        y, end = linear(x, w), four.shape[0]
+        return y.narrow(1, 0, end) * y.narrow(1, end, end)
+
+    with mode:
+        x, w = (torch.empty(8, 8, device="cuda") for _ in range(2))
+        graph = make_fx(parts)(x, w, four).graph
+        assert any(
+            isinstance(node.args[3], torch.fx.Node)
+            for node in graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor)
+        )
+        assert not join_products_and_epilogues(graph)
 
 
 def test_left_alone_on_the_cpu():
