@@ -248,6 +248,32 @@ DEFECTS = (
         (("numerics.py", "REDUCTION_LANES = 32", "REDUCTION_LANES = 64"),),
         ("tests/templates/test_reduction.py", "-k", "golden"),
     ),
+    Defect(
+        "the number of samples is an argument like any other",
+        (("analysis/counts.py", "if numbers and name not in _SIZES", "if numbers and name == 'beta' and name not in _SIZES"),),
+        ("tests/test_size_in_numbers.py", "-k", "argument"),
+    ),
+    Defect(
+        "the number of samples may be the size of any dim",
+        (("analysis/counts.py", "if dims and not any(", "if dims == [0] and not any("),),
+        ("tests/test_size_in_numbers.py", "-k", "argument"),
+    ),
+    Defect(
+        "the number of samples may choose weights",
+        (("analysis/constants.py", 'if stand_ins and (node.op == "get_attr"', 'if False and (node.op == "get_attr"'),),
+        ("tests/test_size_in_numbers.py", "-k", "weights"),
+    ),
+    Defect(
+        "graphs of which something is told come back from the cache",
+        (("inductor.py", "None if _told.get() else stock(*args)", "stock(*args)"),
+         ("inductor.py", "compiled._fx_graph_cache_key = None", "pass")),
+        ("tests/test_unknown_batch.py",),
+    ),
+    Defect(
+        "the memory of a living result is given out again",
+        (("templates/isolation/kept.h", "kept_.erase(found);", ""),),
+        ("tests/templates/test_isolation.py", "-k", "memory or tensor"),
+    ),
 )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ OF_WEIGHTS = {
     "mean of as many": lambda x: x + TABLE[: x.shape[0]].mean(0),
     "sum of copies": lambda x: x + TABLE[0].expand(x.shape[0], -1).sum(0),
     "second part": lambda x: x + TABLE.split([x.shape[0], 60 - x.shape[0]])[1][0],
+    "running sum of copies": lambda x: x + TABLE[0].expand(x.shape[0], -1).cumsum(0),
     "as many columns": lambda x: x @ TABLE[:8, : x.shape[0]],
     "running sum": lambda x: x + TABLE[: x.shape[0]].cumsum(0)[-1],
     "gathered": lambda x: x + TABLE.gather(0, torch.full((1, 8), x.shape[0])),
