@@ -200,8 +200,6 @@ def compile_graph(
         _told.set(told)
         with canonical_codegen(), _gathering_once():
             compiled = compile_inner()
-        if told:
-            compiled._fx_graph_cache_key = None  # so that AOTAutograd does not save it either
         generated(direction, _code_file(compiled), getattr(compiled, "source_code", ""))
         return compiled
 

@@ -4,8 +4,10 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
+from torch.testing import assert_close
 
 import bi_compile
 from bi_compile.errors import UnknownBatchWarning
@@ -68,6 +70,20 @@ def test_a_graph_from_the_cache_is_told_again():
         for _ in range(2):
             assert len(told(rearranged)) == 1
         assert counters["aot_autograd"]["autograd_cache_hit"] == 0
+        assert counters["inductor"]["fxgraph_cache_hit"] == 0
+
+
+def test_a_graph_with_gradients_is_told_again():
+    with fresh_cache():
+        for _ in range(2):
+            torch.compiler.reset()
+            counters.clear()
+            x = X.clone().requires_grad_()
+            compiled = torch.compile(lambda ids, x: F.embedding(ids, x).sum(1), backend="batch_invariant")
+            with pytest.warns(UnknownBatchWarning, match="the table of the embedding depends on the batch"):
+                result = compiled(torch.tensor([[0, 1], [5, 5]]), x)
+            result.sum().backward()
+            assert_close(x.grad, torch.tensor([1.0, 1, 0, 0, 0, 2])[:, None].expand(6, 8))
         assert counters["inductor"]["fxgraph_cache_hit"] == 0
 
 

@@ -48,13 +48,11 @@ FEW = (32, 1, 1100, False, None, 0.0, 132)
 WINDOW = (32, 512, 512, False, "boolean", 0.0, 1)
 BIAS = (8, 64, 1100, True, "added", 0.0, 1000)
 CAPPED = (8, 512, 512, True, None, 2.0, 1)
-CAPPED_WINDOW = (32, 512, 512, False, "boolean", 2.0, 1)
 ALL = [
     *(("bfloat16", size, *case) for size in (64, 128) for case in (DECODED, PREFILL, FEW)),
     ("bfloat16", 64, *GROUPED),
     ("bfloat16", 96, *WINDOW),
     ("bfloat16", 128, *CAPPED),
-    ("bfloat16", 128, *CAPPED_WINDOW),
     ("bfloat16", 100, *DECODED),
     ("bfloat16", 256, *DECODED),
     ("bfloat16", 256, *PREFILL),

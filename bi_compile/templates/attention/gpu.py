@@ -52,13 +52,13 @@ class Tile:
     @classmethod
     def choose(
         cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool,
-        mask: torch.dtype | None, capped: bool, memory: int,
+        mask: torch.dtype | None, memory: int,
     ) -> "Tile":  # fmt: skip
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
-        small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. capped: scores
-        are. memory: bytes that a block may share.
+        small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. memory: bytes
+        that a block may share.
         """
         added = mask not in (None, torch.bool)
         if dtype == torch.float32:
@@ -82,19 +82,17 @@ class Tile:
             return cls(128, 8, 2) if maps else cls(32, 8, 2)
         if not maps:
             return cls(32, 8, 2)
-        return cls(64, 8 if capped and mask is not None and dims > 64 else 4, 3)
+        return cls(64, 4, 3)
 
     @classmethod
-    def spread(
-        cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool, capped: bool
-    ) -> "Tile":
+    def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
             return cls(16, 8, 1)
         if dims > 128:
             return cls(16, 4, 2) if dims <= 256 else cls(16, 8, 1)
         if group > 2 and maps and not small:
-            return cls(64, 8 if capped and dims > 64 else 4, 2)
+            return cls(64, 4, 2)
         return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
 
 
@@ -259,9 +257,7 @@ def attention(
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
         read_dtype = None if mask is None else mask.dtype
-        tile = Tile.choose(
-            rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, softcap != 0, memory
-        )
+        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory)
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -317,7 +313,7 @@ def attention(
     else:
         launch((batch * kv_heads, ways), tile)
     if read is not None and read.own_begins:
-        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small, softcap != 0)
+        spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small)
         span = BLOCK * max(1, spread.rows // group)
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)

@@ -17,7 +17,7 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
     Raises ValueError where they leave an order open.
     """
     dims = max(16, power_of_two(size))
-    tile = Tile.choose(16, dims, dtype, False, False, capability >= 100, None, False, 2**17)
+    tile = Tile.choose(16, dims, dtype, False, False, capability >= 100, None, 2**17)
     pieces = Pieces.of(tile.rows, dims, dims, dtype)
     types = dict.fromkeys(attend.arg_names, "i32") | dict.fromkeys(_NUMBERS, "fp32")
     types |= dict.fromkeys(("q", "k", "v", "k_map", "v_map", "mask", "out"), f"*{NAMES[dtype]}")
