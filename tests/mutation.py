@@ -260,7 +260,7 @@ DEFECTS = (
     ),
     Defect(
         "the number of samples may choose weights",
-        (("analysis/constants.py", 'if stand_ins and (node.op == "get_attr"', 'if False and (node.op == "get_attr"'),),
+        (("analysis/constants.py", 'weight = stand_ins and (node.op == "get_attr"', 'weight = False and (node.op == "get_attr"'),),
         ("tests/test_size_in_numbers.py", "-k", "weights"),
     ),
     Defect(

@@ -153,3 +153,12 @@ def test_as_many_parts_of_another_dim_are_told(name):
     assert not same(PARTS[name](X)[2:5], PARTS[name](X[2:5]))
     with torch.no_grad(), pytest.warns(BatchSizeWarning, match="takes B as a plain number"):
         torch.compile(PARTS[name], backend="batch_invariant")(X.clone())
+
+
+def test_what_is_too_large_to_be_tried_is_refused_too():
+    def far(x):
+        places = torch.arange(x.shape[0], x.shape[0] + 2**23)
+        return x + places[: x.shape[1]]
+
+    refused(far, X.clone())
+    refused(lambda x: x + torch.linspace(0, x.shape[0], 2**23)[-8:], X.clone())

@@ -151,10 +151,9 @@ class Constants:
     def _computed(self, node: fx.Node, samples: int, *, stand_ins: bool) -> Any:
         if _elements(node.meta.get("val")) > (_MOST_OF_WEIGHTS if stand_ins else _MOST):
             return None
-        if stand_ins and (node.op == "get_attr" or node in self._shared):
-            return self._stand_in(node, samples)
         target = node.target
-        if node.op != "call_function" or not _is_fixed(target):
+        weight = stand_ins and (node.op == "get_attr" or node in self._shared)
+        if not weight and (node.op != "call_function" or not _is_fixed(target)):
             return None
 
         def given(value: fx.Node) -> Any:
@@ -168,6 +167,8 @@ class Constants:
             return found
 
         try:
+            if weight:
+                return self._stand_in(node, samples)
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given)
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": torch.device("cpu")}

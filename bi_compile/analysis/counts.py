@@ -71,7 +71,11 @@ def _is_argument(call: Call) -> bool:
 
 
 def _is_along_the_batch(call: Call) -> bool:
-    return call.get("dim", default=0) % call.rank(call.first) in call.flow(call.first).dims()
+    """Of an op that takes a part of a dim."""
+    dim = call.get("dim", default=0)
+    if not call.tensors or not isinstance(dim, int):
+        return False
+    return dim % call.rank(call.first) in call.flow(call.first).dims()
 
 
 def _sizes_more_than_the_batch(call: Call, flow: Any) -> str | None:
