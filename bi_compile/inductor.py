@@ -179,14 +179,8 @@ def compile_graph(
     from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx as host
 
-    _save_nothing_told()
     told: list[fx.Graph] = []
-
-    def check(graph: fx.Graph) -> None:
-        if not verify(graph):
-            told.append(graph)
-
-    patches = {**settings, **_PINNED, _CHECKING_PASS: _final_pass(check, key)}
+    patches = {**settings, **_PINNED, _CHECKING_PASS: _final_pass(verify, told, key)}
     if not cached:
         patches["fx_graph_cache"] = False
 
@@ -197,8 +191,7 @@ def compile_graph(
         compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
         if _graphs_only.get():
             return _check_only(graph_module, compile_inner)
-        _told.set(told)
-        with canonical_codegen(), _gathering_once():
+        with canonical_codegen(), _gathering_once(), _saving_unless(told):
             compiled = compile_inner()
         generated(direction, _code_file(compiled), getattr(compiled, "source_code", ""))
         return compiled
@@ -298,13 +291,29 @@ def _gathering_once() -> Iterator[None]:
 _told: ContextVar[Sequence[fx.Graph]] = ContextVar("told", default=())
 
 
+@contextmanager
+def _saving_unless(told: Sequence[fx.Graph]) -> Iterator[None]:
+    """Keep what is compiled out of Inductor's cache if something is told of it by then."""
+    _save_nothing_told()
+    token = _told.set(told)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 @functools.cache
 def _save_nothing_told() -> None:
-    """From now on, keep a graph out of Inductor's cache if something is `_told` of it by then."""
+    """From now on, by every thread: a graph is saved unless something is `_told` of it."""
     from torch._inductor.codecache import FxGraphCache
 
     stock = FxGraphCache._save_graph
-    FxGraphCache._save_graph = lambda *args: None if _told.get() else stock(*args)  # type: ignore[assignment]
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        if not _told.get():
+            stock(*args, **kwargs)
+
+    FxGraphCache._save_graph = staticmethod(save)  # type: ignore[method-assign]
 
 
 def _round_every_op(graph: fx.Graph) -> None:
@@ -316,12 +325,13 @@ def _round_every_op(graph: fx.Graph) -> None:
         node.meta["low_precision_pointwise_barrier"] = True
 
 
-def _final_pass(verify: Callable[[fx.Graph], None], key: str) -> Any:
+def _final_pass(verify: Callable[[fx.Graph], bool], told: list[fx.Graph], key: str) -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class BiCompileVerify(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
-            verify(graph)
+            if not verify(graph):
+                told.append(graph)
             if _graphs_only.get():
                 raise _Checked
             _round_every_op(graph)

@@ -193,8 +193,8 @@ DEFECTS = (
     ),
     Defect(
         "graphs use the host's exp and tanh",
-        (("inductor.py", "        with canonical_codegen(), _gathering_once():\n            compiled = compile_inner()",
-          "        compiled = compile_inner()"),),
+        (("inductor.py", "with canonical_codegen(), _gathering_once(), _saving_unless(told):",
+          "with _gathering_once(), _saving_unless(told):"),),
         ARITHMETIC,
     ),
     Defect(
@@ -265,7 +265,7 @@ DEFECTS = (
     ),
     Defect(
         "graphs of which something is told come back from the cache",
-        (("inductor.py", "None if _told.get() else stock(*args)", "stock(*args)"),),
+        (("inductor.py", "if not _told.get():", "if True:"),),
         ("tests/test_unknown_batch.py",),
     ),
     Defect(

@@ -87,6 +87,17 @@ def test_a_graph_with_gradients_is_told_again():
         assert counters["inductor"]["fxgraph_cache_hit"] == 0
 
 
+def test_graphs_of_other_backends_are_kept_in_the_cache_after_it():
+    with fresh_cache():
+        assert len(told(rearranged)) == 1
+        for hits in (0, 1):
+            torch.compiler.reset()
+            counters.clear()
+            with torch.no_grad():
+                torch.compile(followed)(X.clone())
+            assert counters["aot_autograd"]["autograd_cache_hit"] == hits
+
+
 def test_the_report_says_the_same_and_warns_of_nothing():
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", UnknownBatchWarning)
