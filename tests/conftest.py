@@ -31,3 +31,15 @@ def _seeded_and_threads_restored():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nothing_told_yet():
+    """Warnings that are shown once a line, and graphs, are those of this test."""
+    # Not at the top: it loads Triton, before the tests of kernels say that it is to interpret them.
+    from bi_compile import dynamo
+
+    torch.compiler.reset()
+    dynamo._warned.clear()
+    yield
+    torch.compiler.reset()

@@ -19,12 +19,7 @@ X = torch.randn(6, 8)
 TABLE = {size: float(size) for size in range(40)}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_told_yet():
-    torch.compiler.reset()
-    dynamo._warned.clear()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("nothing_told_yet")
 
 
 def branch(x):

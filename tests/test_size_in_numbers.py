@@ -10,7 +10,6 @@ from torch import nn
 from torch._inductor.exc import InductorError
 
 import bi_compile
-from bi_compile import dynamo
 from bi_compile.errors import BatchSizeWarning
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -145,11 +144,10 @@ def test_only_the_first_op_is_named():
     assert [op.op for op in report.refused] == ["aten.repeat.default"]
 
 
+@pytest.mark.usefixtures("nothing_told_yet")
 @pytest.mark.parametrize("name", PARTS)
 def test_as_many_parts_of_another_dim_are_told(name):
     """Dynamo has a plain number there. Samples one by one are followed: tests/analysis/test_loops.py."""
-    torch.compiler.reset()
-    dynamo._warned.clear()
     assert not same(PARTS[name](X)[2:5], PARTS[name](X[2:5]))
     with torch.no_grad(), pytest.warns(BatchSizeWarning, match="takes B as a plain number"):
         torch.compile(PARTS[name], backend="batch_invariant")(X.clone())

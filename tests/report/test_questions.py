@@ -6,18 +6,11 @@ import pytest
 import torch
 
 import bi_compile
-from bi_compile import dynamo
 from bi_compile.cli import main
 from bi_compile.errors import BatchSizeWarning
 from bi_compile.report import Question
 
-
-@pytest.fixture(autouse=True)
-def _nothing_told_yet():
-    torch.compiler.reset()
-    dynamo._warned.clear()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("nothing_told_yet")
 
 
 def branch(x):
