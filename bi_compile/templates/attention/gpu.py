@@ -194,10 +194,19 @@ def _has_tensor_memory(x: torch.Tensor) -> bool:
     return x.device.type == "cuda" and processor(x.device.index or 0).capability >= 100
 
 
-def _mappable(x: torch.Tensor) -> bool:
+def _row_strides(x: torch.Tensor) -> list[int]:
+    """Of the dims of x [B, H, L, size] along which there is more than one row."""
+    return [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
+
+
+def _begins_lines(x: torch.Tensor) -> bool:
+    """Whether the numbers of every row of x [B, H, L, size] lie together, from whole 16 bytes on."""
     step = 16 // x.element_size()
-    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-    return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s > 0 and s % step == 0 for s in strides)
+    return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s % step == 0 for s in _row_strides(x))
+
+
+def _mappable(x: torch.Tensor) -> bool:
+    return _begins_lines(x) and all(s > 0 for s in _row_strides(x))
 
 
 def _in_whole_lines(x: torch.Tensor) -> torch.Tensor:
@@ -205,11 +214,8 @@ def _in_whole_lines(x: torch.Tensor) -> torch.Tensor:
 
     Read number by number, a tile takes an address for each and spills thousands of bytes.
     """
-    step = 16 // x.element_size()
-    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-    lines = x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s % step == 0 for s in strides)
-    size = x.shape[3]
-    if lines and size % step == 0:
+    step, size = 16 // x.element_size(), x.shape[3]
+    if size % step == 0 and _begins_lines(x):
         return x
     copy = x.new_zeros(*x.shape[:3], triton.cdiv(size, step) * step)
     copy[..., :size] = x
