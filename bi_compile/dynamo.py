@@ -18,7 +18,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,8 +34,15 @@ from bi_compile.dynamo_sizes import (
     watch_sizes,
 )
 from bi_compile.dynamo_tracing import trace_whole_ops
-from bi_compile.errors import BatchInvariantError, BatchSizeWarning, LeakWarning, RecompileLimitError
+from bi_compile.errors import (
+    BatchInvariantError,
+    BatchSizeWarning,
+    GraphBreakWarning,
+    LeakWarning,
+    RecompileLimitError,
+)
 from bi_compile.report import Break, Leak, Question, among, record_break, record_leak, record_question
+from bi_compile.user_lines import TORCH, line_in, user_frame
 
 
 @dataclass
@@ -60,6 +66,9 @@ class _Thread(threading.local):
         self.mode: TorchDispatchMode | None = None
         self.attempts: list[_Attempt] = []
 
+
+EAGER = "bi_compile.eager"
+"""The reason that Dynamo gives for graphs that end at functions under `bi_compile.eager()`."""
 
 _thread = _Thread()
 _backend: Callable[..., Any] | None = None
@@ -241,16 +250,24 @@ def _report(attempt: _Attempt, frame: Any) -> None:
     reason = _sentence(str(error)) if error is not None else "Dynamo skips its file" if skipped else None
     if reason is not None and _has_tensors(frame):
         function = f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
-        where = user_line(getattr(error, "real_stack", ())) or function
+        stack = getattr(error, "real_stack", ())
         library = error is None and code.co_filename.startswith(_LIBRARIES)
-        record_break(Break(f"all of {code.co_name!r} runs outside graphs: {reason}", where, library))
+        why = f"all of {code.co_name!r} runs outside graphs: {reason}"
+        _tell_break(Break(why, line_in(stack) or function, library), stack, meant=library)
     elif error is None:
         reason = None
         for broken, stack in attempt.breaks:
-            record_break(Break(_sentence(broken), user_line(stack)))
+            _tell_break(Break(_sentence(broken), line_in(stack)), stack, meant=EAGER in broken)
     if reason is not None or attempt.breaks or (attempt.asked and not attempt.captured):
         _leaves_graphs = True
         _compute_outside_graphs()
+
+
+def _tell_break(found: Break, stack: Sequence[traceback.FrameSummary], *, meant: bool) -> None:
+    """meant: by the user's `bi_compile.eager()`, or for a function that users do not know."""
+    record_break(found)
+    if not meant:
+        _warn(f"graph break at {found.where}", GraphBreakWarning(found.reason, where=found.where), stack)
 
 
 def tell_questions(graph: fx.Graph) -> list[Question]:
@@ -270,7 +287,7 @@ def _tell_questions(attempt: _Attempt, graph: fx.Graph | None = None) -> list[Qu
     attempt.questions.clear()
     told = []
     for shown, relation, question in about_the_batch(asked, inputs_of(graph) if graph else ()):
-        found = Question(shown, relation, user_line(question.stack))
+        found = Question(shown, relation, line_in(question.stack))
         if found not in told:
             told.append(found)
             record_question(found)
@@ -292,7 +309,7 @@ def notice_flushed_subnormals() -> None:
 
 def leak(kind: str, reason: str, stack: Sequence[traceback.FrameSummary] = ()) -> None:
     """Report, and warn once for each of the user's lines, that something is computed as by stock PyTorch."""
-    found = Leak(kind, reason, user_line(stack))
+    found = Leak(kind, reason, line_in(stack))
     record_leak(found)
     _warn(found, LeakWarning(reason, kind=kind, where=found.where), stack)
 
@@ -300,7 +317,7 @@ def leak(kind: str, reason: str, stack: Sequence[traceback.FrameSummary] = ()) -
 def _warn(key: Leak | str | None, warning: Warning, stack: Sequence[traceback.FrameSummary]) -> None:
     if key in _warned:  # a registry of the warnings module is emptied whenever anybody changes a filter
         return
-    user = _users_frame(stack)
+    user = user_frame(stack)
     warnings.warn_explicit(
         warning,
         type(warning),
@@ -331,28 +348,11 @@ def _sentence(reason: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", (explanations or lines)[0]).rstrip(".")
 
 
-_TORCH = Path(torch.__file__).parent
-_OURS = (str(_TORCH), str(Path(__file__).parent))
-_LIBRARIES = (f"{_TORCH}{os.sep}", "<frozen ")
+_LIBRARIES = (f"{TORCH}{os.sep}", "<frozen ")
 _CALLS = tuple(
-    str(_TORCH / part) for part in ("_dynamo", "_compile", "compiler", "_jit", "nn/modules/module.py")
+    str(TORCH / part) for part in ("_dynamo", "_compile", "compiler", "_jit", "nn/modules/module.py")
 )
 """Where calling a module or a graph computes nothing by itself."""
-
-
-def _users_frame(stack: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
-    users = [summary for summary in stack if not summary.filename.startswith(_OURS)]
-    return users[-1] if users else (stack[-1] if stack else None)
-
-
-def user_line(stack: Sequence[traceback.FrameSummary]) -> str | None:
-    """The innermost line that is neither torch's nor ours: `model.py:42, in forward:  x = self.bn(x)`."""
-    user = _users_frame(stack)
-    if user is None:
-        return None
-    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", user.name)
-    place = f"{user.filename}:{user.lineno}, in {function}"
-    return f"{place}:  {user.line}" if user.line else place
 
 
 _frames: set[int] = set()

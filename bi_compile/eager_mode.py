@@ -24,6 +24,7 @@ from bi_compile.passes.capture import captured
 from bi_compile.pipeline import canonical, decompositions
 from bi_compile.templates.pointwise import binary, unary
 from bi_compile.templates.pointwise.functions import expressions
+from bi_compile.user_lines import line_in
 
 
 def eager(*, on_unsupported: str = "error") -> "Block":
@@ -62,7 +63,7 @@ class Block:
             with Block(self._on_unsupported):
                 return function(*args, **kwargs)
 
-        return torch.compiler.disable(run, reason="bi_compile.eager")
+        return torch.compiler.disable(run, reason=dynamo.EAGER)
 
 
 _NESTED = "make it with layout=torch.jagged"
@@ -147,7 +148,7 @@ def _inputs(args: Any, kwargs: Any) -> str:
 
 
 def _refusal(func: Any, signature: str, reason: str) -> UnsupportedOpError:
-    where = dynamo.user_line(traceback.extract_stack())
+    where = line_in(traceback.extract_stack())
     return UnsupportedOpError(str(func), signature=signature, where=where, reason=reason, compiling=False)
 
 

@@ -300,6 +300,27 @@ class UnknownBatchWarning(RuntimeWarning):
         )
 
 
+class GraphBreakWarning(RuntimeWarning):
+    """Dynamo left its graph: the batch is not followed through what runs until the next one.
+
+    Shown once a line of the user.
+    """
+
+    def __init__(self, reason: str, *, where: str | None) -> None:
+        super().__init__(
+            _text(
+                f"the batch is not followed across a graph break: {reason}",
+                ["each sum outside graphs has its one order, but may be taken over the batch"],
+                where,
+                "fullgraph=True refuses to leave graphs. Rows and numbers that the data choose stay in the "
+                "graph with torch._dynamo.config.capture_dynamic_output_shape_ops = True and "
+                "capture_scalar_outputs = True. A function that keeps samples apart may run outside: "
+                "@bi_compile.eager() says so.",
+            )
+        )
+        self.where = where
+
+
 class LeakWarning(RuntimeWarning):
     """Something runs as stock PyTorch, and nothing is promised for it, or has other bits than in a graph.
 

@@ -5,7 +5,6 @@
 
 import functools
 import importlib.util
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -340,19 +339,6 @@ def _final_pass(verify: Callable[[fx.Graph], bool], told: list[fx.Graph], key: s
             return f"bi_compile-{key}"
 
     return BiCompileVerify()
-
-
-def user_line(node: fx.Node) -> str | None:
-    """The user's line behind a node: `model.py:42, in forward:  x = self.bn(x)`."""
-    trace = node.meta.get("stack_trace")
-    if not trace:
-        return None
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', trace)
-    if not found:
-        return None
-    file, line, function, code = found[-1]
-    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", function)
-    return f"{file}:{line}, in {function}:  {code.strip()}"
 
 
 def is_exact_function(target: Any) -> bool:

@@ -27,6 +27,7 @@ from bi_compile.templates import registry
 from bi_compile.templates.dropout.contract import dropout_mask_op
 from bi_compile.templates.isolation.contract import op_of as isolated_op
 from bi_compile.templates.pointwise.functions import expressions
+from bi_compile.user_lines import line_of
 
 _SUPPORTED = ("torch.float32", "torch.float64", "torch.bfloat16", "torch.float16", "integers", "bool")
 _RANDOM = (
@@ -74,7 +75,7 @@ def _verdict(node: fx.Node, on_unsupported: str, flow: BatchFlow) -> Verdict | N
     return Verdict(
         op=_shown_op(node, kind),
         kind=kind,
-        where=inductor.user_line(node),
+        where=line_of(node),
         node=node.name,
         inputs=tuple(n.name for n in node.all_input_nodes),
         value=flow.value(node),
@@ -149,7 +150,7 @@ def _place(node: fx.Node) -> dict[str, Any]:
 def _where(node: fx.Node) -> str | None:
     """The user's line behind a node, or its module: one of torch's that no line of the user calls."""
     stack = node.meta.get("nn_module_stack")
-    if (line := inductor.user_line(node)) or not stack:
+    if (line := line_of(node)) or not stack:
         return line
     name, kind = list(stack.values())[-1]
     path = re.sub(r"^L\['\w+'\]\.?", "", name)

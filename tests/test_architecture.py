@@ -18,7 +18,8 @@ ALLOWED = {
     "batch": set(),
     "inputs": {"batch"},
     "jumps": set(),
-    "dynamo": {"dynamo_sizes", "dynamo_tracing", "errors", "report"},
+    "user_lines": set(),
+    "dynamo": {"dynamo_sizes", "dynamo_tracing", "errors", "report", "user_lines"},
     "dynamo_sizes": {"batch", "inputs", "jumps"},
     "dynamo_tracing": set(),
     "inductor": {"errors", "templates.pointwise"},
@@ -59,10 +60,10 @@ ALLOWED = {
         "templates.isolation",
     },
     "pipeline": {"inductor", "passes"},
-    "report": {"", "analysis", "errors", "inductor", "inputs", "numerics"},
+    "report": {"", "analysis", "errors", "inputs", "numerics", "user_lines"},
     "verify": {
         "analysis", "errors", "inductor", "passes", "report", "templates.dropout", "templates.isolation",
-        "templates.pointwise", "templates.registry",
+        "templates.pointwise", "templates.registry", "user_lines",
     },
     "debug": {"analysis", "inductor", "inputs", "report"},
     "backend": {
@@ -71,7 +72,7 @@ ALLOWED = {
     },
     "eager_mode": {
         "analysis", "dynamo", "dynamo_tracing", "errors", "options", "passes", "pipeline",
-        "templates.pointwise",
+        "templates.pointwise", "user_lines",
     },
     "sampling": {"eager_mode"},
     "integrations": {"dynamo", "eager_mode", "errors", "passes", "sampling", "templates.attention"},

@@ -269,6 +269,19 @@ def test_batch_size():
     assert warning.where == "model.py:42, in forward:  if x.shape[0] > 4:"
 
 
+def test_graph_break():
+    warning = errors.GraphBreakWarning("call of print", where="model.py:42, in forward:  print(x)")
+    assert str(warning) == (
+        "the batch is not followed across a graph break: call of print\n"
+        "  each sum outside graphs has its one order, but may be taken over the batch\n"
+        "  model.py:42, in forward:  print(x)\n"
+        "Hint: fullgraph=True refuses to leave graphs. Rows and numbers that the data choose stay in the "
+        "graph with torch._dynamo.config.capture_dynamic_output_shape_ops = True and "
+        "capture_scalar_outputs = True. "
+        "A function that keeps samples apart may run outside: @bi_compile.eager() says so."
+    )
+
+
 def test_unknown_batch():
     warning = errors.UnknownBatchWarning(
         "aten.reshape",

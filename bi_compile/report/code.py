@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from bi_compile import inductor
 from bi_compile.report.graphs import original, shown
+from bi_compile.user_lines import line_of
 
 _ASSIGNMENT = re.compile(r"^\s+(\w+)(?:\s*:[^=]+)? = ")
 
@@ -33,7 +33,7 @@ def annotated(graph: fx.Graph, batch: Mapping[str, str]) -> str:
         if node.op == "placeholder":
             lines.append(code)
             continue
-        if (here := inductor.user_line(node)) and here != where:
+        if (here := line_of(node)) and here != where:
             lines += ["", f"    # {here}"]
             where = here
         value = shown(_value(node), batch)
