@@ -11,6 +11,7 @@ from torch._inductor.exc import InductorError
 
 import bi_compile
 from bi_compile.errors import BatchSizeWarning
+from tests.bits import assert_same_bits
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(48).view(6, 8)
@@ -73,6 +74,29 @@ OF_WEIGHTS = {
     "borders": lambda x: torch.searchsorted(TABLE[: x.shape[0], 0].sort()[0], x).float(),
     "of integers": lambda x: x + F.embedding(IDS[:, 0][: x.shape[0]], TABLE),
 }
+SIX = nn.Parameter(TABLE.detach()[:6].clone())
+OF_FIXED_SIZE = {
+    "sum": lambda x: x + SIX,
+    "gate": lambda x: x * SIX[:, :1].sigmoid(),
+    "mask": lambda x: torch.where(SIX > 0, x, 0),
+    "beside": lambda x: torch.cat([x, SIX], 1),
+    "matrix": lambda x: (x[:, None] @ SIX[:, :, None]).squeeze(1),
+    "bias": lambda x: x @ TABLE[:8] + SIX[:, :1],
+    "keys": lambda x: F.scaled_dot_product_attention(*(t.view(6, 1, 2, 4) for t in (x, SIX, x))),
+    "mask of keys": lambda x: F.scaled_dot_product_attention(
+        x.view(6, 1, 2, 4), x.view(6, 1, 2, 4), x.view(6, 1, 2, 4), attn_mask=SIX[:, None, None, :2]
+    ),
+}
+"""Weights of as many rows as one batch has, of which the model can take no other."""
+
+ALIKE = {
+    "copies": lambda x, w: x + w[:1].expand(6, -1),
+    "copies beside": lambda x, w: torch.cat([x, w[:1].expand(6, -1)], 1),
+    "square": lambda x, w: x @ torch.cat([w, w[:2]]),
+    "along the other dim": lambda x, w: x[:, :6] + w[:, 0],
+    "matrix": lambda x, w: x[:, None] @ w[:1, :, None].expand(6, -1, -1),
+}
+
 RETURNED = {
     "shifted": lambda ids: ids + ids.shape[0],
     "rolled": lambda ids: ids.roll(ids.shape[0] - 1, 1),
@@ -116,6 +140,27 @@ def test_the_size_of_the_batch_is_no_argument_of_what_works_within_samples(name)
 @pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_the_size_of_the_batch_does_not_choose_weights(name):
     refused(OF_WEIGHTS[name], X.clone())
+
+
+@pytest.mark.parametrize("dynamic", [None, False])
+@pytest.mark.parametrize("name", OF_FIXED_SIZE)
+def test_weights_do_not_tell_the_places_of_a_fixed_size_apart(name, dynamic):
+    fn, turned = OF_FIXED_SIZE[name], [1, 2, 3, 4, 5, 0]
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert not same(fn(X)[turned], fn(X[turned])), "every place has the same numbers: no case"
+        with pytest.raises(InductorError, match="BatchMixingError: "):
+            torch.compile(fn, backend="batch_invariant", dynamic=dynamic)(X.clone())
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_weights_that_are_the_same_for_every_place_of_a_fixed_size(name):
+    fn, turned = ALIKE[name], [1, 2, 3, 4, 5, 0]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: fn(x, SIX), backend="batch_invariant")
+    with torch.no_grad():
+        assert_same_bits(compiled(X.clone())[turned], compiled(X[turned]))
+        torch.testing.assert_close(compiled(X.clone()), fn(X.double(), SIX.double()).float())
 
 
 @pytest.mark.parametrize("name", OF_CHOSEN_ROWS)

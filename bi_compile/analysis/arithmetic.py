@@ -152,7 +152,7 @@ def product(call: Call) -> Flow:
     addend = call.get("c", "self") if call.name in ("addmm", "baddbmm", "product_epilogue") else None
     added = (addend, call.arguments.get("other"))
     parts += [(call.flow(node), call.rank(node)) for node in added if isinstance(node, fx.Node)]
-    return joined(parts, rank)
+    return keep_apart(call, joined(parts, rank), inner=2)
 
 
 def _factors(call: Call) -> tuple[fx.Node, fx.Node]:
@@ -193,7 +193,7 @@ def attention(call: Call) -> tuple[Flow, ...]:
     flows = [(call.flow(n), call.rank(n)) for n in call.tensors]
     if any(axis.dim >= own - 2 for flow, own in flows[:3] for axis in flow.axes):
         raise Mixes("it attends from every sample to the keys of others")
-    flow = joined(flows, rank)
+    flow = keep_apart(call, joined(flows, rank), inner=2)
     return flow, flow
 
 

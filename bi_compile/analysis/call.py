@@ -91,12 +91,15 @@ class Call:
         return self.constants.symbols | {symbol for other, _ in self.same for symbol in other.free_symbols}
 
 
-def keep_apart(call: Call, flow: Flow) -> Flow:
-    """The flow of a result in which known numbers lie beside samples: ROUTING if not the same for each.
+def keep_apart(call: Call, flow: Flow, *, inner: int = 0) -> Flow:
+    """The flow of a result with numbers of no sample beside the samples: ROUTING if not the same for each.
 
-    Raises Mixes where these would enter arithmetic.
+    inner: the last dims of the operands, in which these do not lie side by side, as those of matrices.
+    Raises Mixes where these numbers would enter arithmetic.
     """
-    if flow.position or not any(_tell_samples_apart(call, node, flow) for node in call.tensors):
+    rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
+    outer = Flow(tuple(axis for axis in flow.axes if axis.dim < rank - inner))
+    if flow.position or not any(_tell_samples_apart(call, node, outer) for node in call.tensors):
         return flow
     if call.rounds:
         raise Mixes("every place in the batch has another number there")

@@ -125,9 +125,12 @@ class Constants:
         return None
 
     def tell_places_apart(self, node: fx.Node, axis: Axis, batch: Size) -> bool:
-        """Whether a value that lies along `axis`, and is known, differs from one sample to the next."""
+        """Whether a value that lies along `axis` differs from one sample to the next, as far as is known.
+
+        A weight that no number of samples has cut is as long as a batch of a fixed size.
+        """
         samples = self.trials[0]
-        value = self._tried(node, samples)
+        value = self._at(node, samples, stand_ins=True)
         if not isinstance(value, torch.Tensor):
             return False
         cut = [self.size(size, samples) for size in (axis.outer, batch, axis.inner)]
