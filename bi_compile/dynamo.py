@@ -30,7 +30,7 @@ from bi_compile.dynamo_sizes import (
     current_trace,
     inputs_of,
     loops_over_samples,
-    relations_in,
+    questions_in,
     watch_sizes,
 )
 from bi_compile.dynamo_tracing import trace_whole_ops
@@ -282,7 +282,7 @@ def _tell_questions(attempt: _Attempt, graph: fx.Graph | None = None) -> list[Qu
     """graph: None at the end of a frame, where the questions are left that led to none."""
     trace = current_trace() if graph else attempt.questions[-1].trace if attempt.questions else None
     asked = [question for question in attempt.questions if question.trace is trace]
-    asked += relations_in(graph) if graph else ()
+    asked += questions_in(graph) if graph else ()
     asked = [q for q in asked if q.rounds is None or (graph and not loops_over_samples(graph, q.rounds))]
     attempt.questions.clear()
     told = []

@@ -83,7 +83,7 @@ class Size:
     def of(cls, size: Any) -> "Size":
         if isinstance(size, int):
             return cls(frozenset(), size)
-        return cls(frozenset(size.node.expr.free_symbols), size.node.hint)
+        return cls(frozenset(_free_symbols(_said(size.node))), size.node.hint)
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,20 @@ def inputs_of(graph: fx.Graph) -> tuple[Known, ...]:
     return tuple(found)
 
 
-def relations_in(graph: fx.Graph) -> Iterator[Asked]:
+def questions_in(graph: fx.Graph) -> Iterator[Asked]:
     """The questions that are nodes of a graph of Dynamo, and whose answers ops take: `x * (x.shape[0] > 4)`.
 
     An answer in a check has no result, and in a number that is a symbol itself the batch is still to be seen.
+    A number of samples is one that a loop over them, or an op, found to be the one at hand.
     """
     for node in graph.nodes:
-        relation = node.meta.get("example_value")
-        if not isinstance(relation, torch.SymBool):
+        value = node.meta.get("example_value")
+        if not isinstance(value, torch.SymBool) and not _was_symbolic(value):
             continue
         for user in node.users:
             result = user.meta.get("example_value")
-            if result is not None and not _is_symbolic(result):
-                yield Asked(relation.node.expr, _stack(user), (), current_trace())
+            if result is not None and not _is_symbolic(result) and not _was_symbolic(result):
+                yield Asked(_said(value.node), _stack(user), (), current_trace())
 
 
 def loops_over_samples(graph: fx.Graph, rounds: int) -> bool:
@@ -174,7 +175,12 @@ def loops_over_samples(graph: fx.Graph, rounds: int) -> bool:
 
 def _is_symbolic(value: Any) -> bool:
     symbolic = isinstance(value, torch.SymBool | torch.SymInt | torch.SymFloat)
-    return symbolic and bool(getattr(value.node.expr, "free_symbols", None))
+    return symbolic and bool(_free_symbols(value.node.expr))
+
+
+def _was_symbolic(value: Any) -> bool:
+    number = isinstance(value, torch.SymInt | torch.SymFloat)
+    return number and not _is_symbolic(value) and bool(_free_symbols(value.node._expr))
 
 
 def _stack(node: fx.Node) -> list[FrameSummary]:
@@ -188,21 +194,25 @@ _SYMBOLS = (__file__, *(str(_TORCH / part) for part in ("__init__.py", "fx/exper
 _OVER_SAMPLES = {"unpack_var_sequence", "unbind", "split", "chunk", "tensor_split"}
 """What makes a tuple of samples: the batch is followed through all of them."""
 
+_NOTED = {"specialize"}
+"""Dynamo notes sizes anew when a tensor was written to."""
+
 _INTO_AS_MANY = {"chunk", "tensor_split"}
 """Of these, what is told how many parts to make, of any dim."""
 
 
 def _asked(node: Any, asking: FrameType | None) -> Asked | None:
-    expression = node.expr
-    if not getattr(expression, "free_symbols", None):
+    expression = _said(node)
+    if not _free_symbols(expression):
         return None
     while asking is not None and asking.f_code.co_filename.startswith(_SYMBOLS):
         asking = asking.f_back
     relation = _is_relation(expression)
-    if asking is None or (relation and not asking.f_code.co_filename.startswith(_INTERPRETER)):
+    may_be_an_op = relation or not _free_symbols(node.expr)
+    if asking is None or (may_be_an_op and not asking.f_code.co_filename.startswith(_INTERPRETER)):
         return None  # ops ask whether their tensors are contiguous, and more that changes no result
     translator, doing = _translator(asking, expression)
-    if translator is None or not doing.isdisjoint(_OVER_SAMPLES):
+    if translator is None or not doing.isdisjoint(_OVER_SAMPLES | _NOTED):
         return None
     if relation and guards_an_error(translator.current_instruction, translator.instructions):
         return None
@@ -211,6 +221,15 @@ def _asked(node: Any, asking: FrameType | None) -> Asked | None:
     inputs = inputs_of(translator.output.root_tracer.graph)
     rounds = node.hint if "call_range" in doing else None
     return Asked(expression, TracingContext.extract_stack(), inputs, current_trace(), rounds)
+
+
+def _said(node: Any) -> Any:
+    """What a size was before a loop over the samples, or an op, found it to be one number."""
+    return node.expr if _free_symbols(node.expr) else node._expr
+
+
+def _free_symbols(expression: Any) -> Any:
+    return getattr(expression, "free_symbols", None) or frozenset()
 
 
 def _translator(frame: FrameType | None, asked: Any) -> tuple[Any, set[str]]:

@@ -177,6 +177,16 @@ def doubled_by_each(x):
     return x
 
 
+def shares_of_a_number_before(x):
+    n = len(x)
+    return torch.stack([x[i] / n for i in range(n)])
+
+
+def shares_of_a_fraction_before(x):
+    share = 1 / len(x)
+    return torch.stack([row * share for row in x])
+
+
 NUMBERS = {
     "rounds": (doubled_by_each, "B"),
     "places": (lambda x: x + torch.tensor([float(i) for i in range(x.shape[0])])[:, None], "B"),
@@ -189,6 +199,13 @@ NUMBERS = {
     "an option of an op": (lambda x: F.layer_norm(x, (8,), eps=x.shape[0] * 0.5), "0.5*ToFloat(B)"),
     "a list": (lambda x: x * len([1] * x.shape[0]), "B"),
     "a line": (lambda x: x * torch.linspace(0, 1, x.shape[0]).mean(), "B"),
+    # A loop over the samples finds their number to be the one at hand.
+    "in a loop": (lambda x: torch.stack([row / len(x) for row in x]), "B"),
+    "in a loop over rows": (lambda x: torch.cat([row[None] * x.shape[0] for row in x.unbind(0)]), "B"),
+    "in a loop, a choice": (lambda x: torch.stack([row * 2 if len(x) > 3 else row for row in x]), "B"),
+    "before a loop": (shares_of_a_number_before, "B"),
+    "before a loop, a fraction": (shares_of_a_fraction_before, "IntTrueDiv(1, B)"),
+    "behind a loop": (lambda x: torch.stack([row * 2 for row in x]) / len(x), "B"),
 }
 
 
@@ -280,6 +297,8 @@ NOT_TOLD = {
     "samples but the first": lambda x: torch.stack([x[0], *(x[i + 1] * 2 for i in range(x.shape[0] - 1))]),
     "samples selected": lambda x: torch.stack([x.select(0, i) * 2 for i in range(x.shape[0])]),
     "rows in a tuple": lambda x: torch.stack(x.unbind(0)) + 1,
+    "rows in two loops": lambda x: torch.stack([r * 2 for r in torch.stack([r * 2 for r in x])]),
+    "rows in a loop, viewed": lambda x: (y := torch.stack([r * 2 for r in x])).view(y.shape[0], 2, 4),
     "never": lambda x: x * 2 if x.shape[0] < 1 else x * 3,
     "equal by definition": lambda x: x * 2 if x.numel() == 8 * x.shape[0] else x * 3,
     "its half": lambda x: x * 2 if x.numel() // x.shape[0] > 4 else x * 3,
