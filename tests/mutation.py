@@ -264,6 +264,22 @@ DEFECTS = (
         ("tests/test_size_in_numbers.py", "-k", "weights"),
     ),
     Defect(
+        "weights may tell the places of a batch of a fixed size apart",
+        (("analysis/constants.py", "value = self._at(node, samples, stand_ins=True)",
+          "value = self._at(node, samples, stand_ins=False)"),),
+        ("tests/test_size_in_numbers.py", "-k", "fixed_size"),
+    ),
+    Defect(
+        "graphs end untold",
+        (("dynamo.py", "    if not meant:", "    if found.library:"),),
+        ("tests/test_graph_breaks.py",),
+    ),
+    Defect(
+        "a size that a loop found to be one number is any number",
+        (("dynamo_sizes.py", "return node.expr if _free_symbols(node.expr) else node._expr", "return node.expr"),),
+        ("tests/test_batch_size.py", "-k", "taken_out"),
+    ),
+    Defect(
         "graphs of which something is told come back from the cache",
         (("inductor.py", "if not _told.get():", "if True:"),),
         ("tests/test_unknown_batch.py",),
