@@ -11,7 +11,7 @@ from bi_compile.templates.attention.oracle import fma
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
 
-from bi_compile.templates.attention import gpu, gpu_oracle  # isort: skip
+from bi_compile.templates.attention import gpu, gpu_held, gpu_oracle  # isort: skip
 
 EXP2 = interpreter.numpy_function("exp2")
 NAN, INF = float("nan"), float("inf")
@@ -121,6 +121,22 @@ def test_softcap_and_strides(dtype):
 def test_splits_in_sequence():
     check(*inputs(1, 1, 1, 2, 1600, 4, 4))
     assert gpu.splits_of(1600) == len(list(gpu_oracle.split_ends(1600))) == 6
+
+
+@pytest.mark.parametrize(("kept", "name"), [(16, "none"), (0, "added")])
+def test_a_sum_that_is_held_in_memory(kept, name, monkeypatch):
+    """Of the splits that are finished; two tiles in turns, and rows that are not there."""
+    held = []
+    stock = gpu_held.held_at
+    monkeypatch.setattr(gpu_held, "held_at", lambda *a: held.append(a) or stock(*a))
+    monkeypatch.setattr(gpu.Tile, "choose", lambda *a: gpu.Tile(16, 8, 2, kept=kept))
+    mask = masks(1, 10, 800)[name]
+    check(*inputs(1, 4, 2, 10, 800, 16, 32, BF16), mask)
+    assert held
+    if name == "none":
+        del held[:]
+        check(*inputs(1, 2, 1, 10, 200, 16, 32, BF16), is_causal=True)
+        assert not held, "one split is never held"
 
 
 @pytest.mark.usefixtures("parallel")

@@ -1,5 +1,6 @@
 """`bi_compile::attention` on CUDA devices: which tile, and whether splits are walked in parallel."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ class Tile:
     stages: int
     few: bool = False
     """By `gpu_few`."""
+    kept: int | None = None
+    """Columns of the sum of finished splits that stay in registers, None for all; see `gpu_held`."""
 
     @property
     def keys(self) -> int:
@@ -52,13 +55,13 @@ class Tile:
     @classmethod
     def choose(
         cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool,
-        mask: torch.dtype | None, memory: int,
+        mask: torch.dtype | None, memory: int, capped: bool = False,
     ) -> "Tile":  # fmt: skip
         """For `rows` that share their keys, head sizes padded to `dims`.
 
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
         small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. memory: bytes
-        that a block may share.
+        that a block may share. capped: scores have a softcap.
         """
         added = mask not in (None, torch.bool)
         if dtype == torch.float32:
@@ -79,10 +82,12 @@ class Tile:
         if small:
             return cls(32, 8, 2)
         if dims > 128:
-            return cls(128, 8, 2) if maps else cls(32, 8, 2)
+            # What a mask or a softcap takes leaves no registers to the sum.
+            kept = 0 if capped or mask is not None else 64
+            return cls(128, 8, 2, kept=kept) if maps else cls(32, 8, 2)
         if not maps:
             return cls(32, 8, 2)
-        return cls(64, 4, 3)
+        return cls(64, 4, 3, kept=0 if capped and mask is not None else None)
 
     @classmethod
     def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
@@ -263,7 +268,9 @@ def attention(
         tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
     if tile is None:
         read_dtype = None if mask is None else mask.dtype
-        tile = Tile.choose(rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory)
+        tile = Tile.choose(
+            rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory, softcap != 0
+        )
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
     # Few rows are bound by reading the keys: there another split is worth it sooner.
@@ -291,6 +298,16 @@ def attention(
     all_heads = (batch * kv_heads - 1).bit_length()
     together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
+    ways = splits if parallel else 1
+    grid = (batch * kv_heads, ways)
+    if tiles > 1:
+        grid = (tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together))
+    # What a merge adds to: of splits in sequence alone, and of several.
+    held, held_dims = lse, 0
+    if tile.kept is not None and value_dims > tile.kept and splits > 1 and not parallel:
+        held_dims = value_dims - tile.kept
+        held = torch.empty(math.prod(grid), tile.rows * held_dims, dtype=torch.float32, device=q.device)
+
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, not _has_tensor_maps(q))
         maps_here = maps and not careful
@@ -298,7 +315,7 @@ def attention(
         if maps_here and tile_here.keys != tile.keys:
             own_maps = _tensor_map(k, dims, tile_here.keys), v_map
         attend[grid](
-            q, k, v, *own_maps, values, begins, wholes, ends, out, lse, parts, states, flags,
+            q, k, v, *own_maps, values, begins, wholes, ends, out, lse, parts, states, flags, held,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
             *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
@@ -308,16 +325,13 @@ def attention(
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
-            STAGES=tile_here.stages, num_warps=tile_here.warps, num_stages=tile_here.stages,
+            STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0,
+            num_warps=tile_here.warps, num_stages=tile_here.stages,
             **(ALL_REGISTERS if careful or (apart and parallel) else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 
-    ways = splits if parallel else 1
-    if tiles > 1:
-        launch((tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together)), tile)
-    else:
-        launch((batch * kv_heads, ways), tile)
+    launch(grid, tile)
     if read is not None and read.own_begins:
         spread = Tile.spread(group, max(dims, value_dims), q.dtype, maps, small)
         span = BLOCK * max(1, spread.rows // group)

@@ -9,6 +9,7 @@ from bi_compile.numerics import (
     ATTENTION_KV_BLOCK,
 )
 from bi_compile.templates.gpu import functions
+from bi_compile.templates.gpu.pieces import halves
 
 BLOCK = tl.constexpr(ATTENTION_KV_BLOCK)
 SPLIT = tl.constexpr(ATTENTION_GPU_KV_SPLIT)
@@ -120,6 +121,20 @@ def unwanted(p, counts, v, out):
 
 
 @triton.jit
+def factors(maximum, other_maximum, BINARY: tl.constexpr):
+    """The maximum of two splits, and what each is multiplied by."""
+    now = tl.maximum(maximum, other_maximum)
+    base = finite(now)
+    return now, power(maximum - base, BINARY), power(other_maximum - base, BINARY)
+
+
+@triton.jit
+def added(out, a, other_out, c):
+    """The sums of two splits [M, D], each multiplied by its factor [M]."""
+    return tl.fma(out, tl.broadcast_to(a[:, None], out.shape), other_out * c[:, None])
+
+
+@triton.jit
 def merge(
     maximum, total, out, seen, other_maximum, other_total, other_out, other_seen,
     BINARY: tl.constexpr, CAREFUL: tl.constexpr,
@@ -128,32 +143,48 @@ def merge(
 
     CAREFUL: what is weighted by 0 leaves nothing where only masked keys were met.
     """
-    now = tl.maximum(maximum, other_maximum)
-    base = finite(now)
-    a, c = power(maximum - base, BINARY), power(other_maximum - base, BINARY)
+    now, a, c = factors(maximum, other_maximum, BINARY)
     if CAREFUL:
         out = tl.where(((a == 0) & (seen == 0))[:, None], 0.0, out)
         other_out = tl.where(((c == 0) & (other_seen == 0))[:, None], 0.0, other_out)
         seen = tl.maximum(seen, other_seen)
-    out = tl.fma(out, tl.broadcast_to(a[:, None], out.shape), other_out * c[:, None])
-    return now, tl.fma(total, a, other_total * c), out, seen
+    return now, tl.fma(total, a, other_total * c), added(out, a, other_out, c), seen
+
+
+@triton.jit
+def _store_columns(
+    out_rows, first, out, inverse, row_there, SIZE: tl.constexpr, COLUMNS: tl.constexpr, FINITE: tl.constexpr
+):  # fmt: skip
+    if out.shape[1] > COLUMNS:
+        near, far = halves(out)
+        _store_columns(out_rows, first, near, inverse, row_there, SIZE, COLUMNS, FINITE)
+        first += near.shape[1]
+        _store_columns(out_rows, first, far, inverse, row_there, SIZE, COLUMNS, FINITE)
+    else:
+        column = first + tl.arange(0, out.shape[1])
+        # Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
+        result = out * inverse[:, None] + 0.0
+        if FINITE:
+            result = result.to(out_rows.dtype.element_ty)
+        else:
+            result = functions.rounded(result, out_rows.dtype.element_ty)
+        there = row_there[:, None] & (column < SIZE)[None, :]
+        tl.store(out_rows[:, None] + column[None, :], result, mask=there)
 
 
 @triton.jit
 def store_rows(
-    out_at, lse_at, maximum, total, out, row_there, value_dims, BINARY: tl.constexpr, FINITE: tl.constexpr
+    out_rows, lse_at, maximum, total, first, out, row_there,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, BINARY: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
-    """The output and the logsumexp of a tile. FINITE: a tile that has others is written again."""
+    """The output [M, D] from column `first` of SIZE on, COLUMNS at a time, and the logsumexp of a tile.
+
+    out_rows, lse_at [M]: where they are stored. FINITE: a tile that has others is written again.
+    """
     no_key = (total == 0) & (maximum == -float("inf"))
     one = tl.full(total.shape, 1.0, tl.float32)
     inverse = tl.where(no_key, 0.0, functions.divide(one, total))
-    # Adding 0 turns -0 into +0: a row would otherwise tell keys of weight 0 from no keys.
-    result = out * inverse[:, None] + 0.0
-    if FINITE:
-        result = result.to(out_at.dtype.element_ty)
-    else:
-        result = functions.rounded(result, out_at.dtype.element_ty)
-    tl.store(out_at, result, mask=row_there[:, None] & value_dims[None, :])
+    _store_columns(out_rows, first, out, inverse, row_there, SIZE, COLUMNS, FINITE)
     unit = 0.6931471805599453 if BINARY else 1.0
     lse = tl.fma(maximum, tl.zeros_like(maximum) + unit, functions.log(total))
     lse = tl.where(no_key, -float("inf"), lse)

@@ -21,7 +21,7 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
     pieces = Pieces.of(tile.rows, dims, dims, dtype)
     types = dict.fromkeys(attend.arg_names, "i32") | dict.fromkeys(_NUMBERS, "fp32")
     types |= dict.fromkeys(("q", "k", "v", "k_map", "v_map", "mask", "out"), f"*{NAMES[dtype]}")
-    types |= dict.fromkeys(("begins", "wholes", "ends", "lse", "parts", "states"), "*fp32")
+    types |= dict.fromkeys(("begins", "wholes", "ends", "lse", "parts", "states", "held"), "*fp32")
     types["flags"] = "*i32"
     constants = {
         "SIZE": size, "VALUE_SIZE": size, "DIMS": pieces.dims, "VALUE_DIMS": pieces.value_dims,
@@ -29,7 +29,7 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
         "BINARY": dtype != torch.float32, "NATURAL": False, "CAPPED": False, "MASK": 0, "CAUSAL": False,
         "PARALLEL": False, "ONE_SPLIT": False, "MAPS": False, "FLAGGED": False, "APART": False,
         "CAREFUL": False, "TILES": 1, "ROWS_OF_TILE": tile.rows, "IN_TURNS": False, "EARLY": capability >= 90,
-        "FEW": False, "STAGES": tile.stages, "q_dim": 1, "k_dim": 1, "v_dim": 1,
+        "FEW": False, "STAGES": tile.stages, "HELD": 0, "q_dim": 1, "k_dim": 1, "v_dim": 1,
     }  # fmt: skip
     kernel = compile_kernel(
         attend, capability, types, constants, num_warps=tile.warps, num_stages=tile.stages

@@ -36,17 +36,34 @@ def _spread(place, TOGETHER: tl.constexpr):
 
 
 @triton.jit
-def _place(nothing, tiles, together, all_heads, APART: tl.constexpr, IN_TURNS: tl.constexpr):
+def _program(AXIS: tl.constexpr, AGAIN: tl.constexpr):
+    """The number of this program. AGAIN: read anew, where what was read first would be kept in a register."""
+    if not AGAIN:
+        return tl.program_id(AXIS)
+    elif AXIS == 0:
+        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.x;", "=r", [], tl.int32, is_pure=False, pack=1)
+    else:
+        tl.static_assert(AXIS == 2)
+        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.z;", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _place(
+    nothing, tiles, together, all_heads, APART: tl.constexpr, IN_TURNS: tl.constexpr,
+    AGAIN: tl.constexpr = False,
+):  # fmt: skip
     """Head, tile and split of this program."""
-    number = tl.program_id(0) + nothing
+    number, together = _program(0, AGAIN) + nothing, together + nothing
     # The first splits are short: they fill what the others leave.
-    split = tl.num_programs(1) - 1 - tl.program_id(1) + nothing
+    split = nothing
+    if not AGAIN:
+        split = tl.num_programs(1) - 1 - tl.program_id(1) + nothing
     head, tile = number, nothing
     if APART:
         here = tl.num_programs(0) // all_heads
         head, tile = number // here, number % here
     elif IN_TURNS:
-        head = (tl.program_id(2) << together) + (number & ((1 << together) - 1))
+        head = (_program(2, AGAIN) << together) + (number & ((1 << together) - 1))
         tile = tiles - 1 - (number >> together)
     return head, tile, split
 
@@ -79,6 +96,7 @@ def _store(
     queries, heads, kv_heads, all_heads, splits, value_dims,
     VALUE_SIZE: tl.constexpr, GROUP: tl.constexpr, BINARY: tl.constexpr, PARALLEL: tl.constexpr,
     FLAGGED: tl.constexpr, APART: tl.constexpr, CAREFUL: tl.constexpr, ALL: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The state of these rows of a tile, ALL or some, or what follows from it."""
     BLOCK_M: tl.constexpr = found.shape[0]
@@ -99,10 +117,13 @@ def _store(
         tl.store(parts_at, found, mask=rows[:, None] & value_dims[None, :])
     else:
         place = (batch * queries + query) * heads + own_head
-        out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
         lse_at = lse + (batch * heads + own_head) * queries + query
         finite: tl.constexpr = FLAGGED and not CAREFUL
-        store_rows(out_at, lse_at, maximum, total, found, rows, value_dims, BINARY, finite)
+        first = piece * found.shape[1]
+        store_rows(
+            out + place * VALUE_SIZE, lse_at, maximum, total, first, found, rows,
+            VALUE_SIZE, COLUMNS, BINARY, finite,
+        )  # fmt: skip
 
 
 @triton.jit(
@@ -111,7 +132,7 @@ def _store(
     ]
 )  # fmt: skip
 def attend(
-    q, k, v, k_map, v_map, mask, begins, wholes, ends, out, lse, parts, states, flags,
+    q, k, v, k_map, v_map, mask, begins, wholes, ends, out, lse, parts, states, flags, held,
     queries, keys, heads, kv_heads, all_heads, splits, tiles, together, programs,
     before, softcap, scale, unit, least, lowest, zero,
     q_batch, q_head, q_row, q_dim, k_batch, k_head, k_row, k_dim, v_batch, v_head, v_row, v_dim,
@@ -122,6 +143,7 @@ def attend(
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
     APART: tl.constexpr, CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
     IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
+    HELD: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -154,7 +176,8 @@ def attend(
     v_block = tl.arange(0, VALUE_KEYS)[:, None] * v_row + value_dim[None, :] * v_dim
     EVEN: tl.constexpr = SIZE % DIMS == 0 and VALUE_SIZE % VALUE_DIMS == 0
     # A zero that the compiler does not know: what is worked out with it after the walk is not kept during it.
-    nothing = tl.cast(zero, tl.int32)
+    # Its bits, where registers are short: a cast would be kept.
+    nothing = tl.cast(zero, tl.int32, bitcast=HELD > 0)
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
     VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
@@ -226,6 +249,7 @@ def attend(
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
+                        held, 0,
                     )  # fmt: skip
                     if not CAREFUL:
                         strange = _strange(tl.where(rows[:, None], found, 0.0))
@@ -241,7 +265,7 @@ def attend(
                     _store(
                         out, lse, parts, states, head, tile, split, piece, rows, maximum, total, found, seen,
                         queries, heads, kv_heads, all_heads, splits, value_dims,
-                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, APART, CAREFUL, False,
+                        VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, APART, CAREFUL, False, VALUE_DIMS,
                     )  # fmt: skip
             else:
                 begin = tl.full((), 0, tl.int32)
@@ -268,13 +292,16 @@ def attend(
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
+                        held, HELD,
                     )  # fmt: skip
                 if CAREFUL:
                     _, head, tile, split, piece = _place_again(
                         step + nothing, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
                     )
                 else:
-                    head, tile, split = _place(nothing, tiles, together, all_heads, APART, TURNS)
+                    head, tile, split = _place(
+                        nothing, tiles, together, all_heads, APART, TURNS, HELD > 0 and EARLY
+                    )
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head
@@ -288,4 +315,5 @@ def attend(
                     out, lse, parts, states, head, tile, split, piece, left, maximum, total, found, seen,
                     queries, heads, kv_heads, all_heads, splits, value_dims,
                     VALUE_SIZE, GROUP, BINARY, PARALLEL, FLAGGED, APART, CAREFUL, True,
+                    64 if HELD else VALUE_DIMS,
                 )  # fmt: skip

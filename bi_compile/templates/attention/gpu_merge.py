@@ -49,6 +49,8 @@ def merge_splits(
                 maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
             )
     place = (batch * queries + query) * heads + own_head
-    out_at = out + place[:, None] * VALUE_SIZE + value_dim[None, :]
     lse_at = lse + (batch * heads + own_head) * queries + query
-    store_rows(out_at, lse_at, maximum, total, merged, row_there, value_dims, BINARY, False)
+    store_rows(
+        out + place * VALUE_SIZE, lse_at, maximum, total, 0, merged, row_there,
+        VALUE_SIZE, VALUE_DIMS, BINARY, False,
+    )  # fmt: skip

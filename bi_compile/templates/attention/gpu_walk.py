@@ -7,6 +7,9 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     ADDITIVE,
     BLOCK,
     BOOLEAN,
+    SPLIT,
+    added,
+    factors,
     finite,
     merge,
     power,
@@ -14,6 +17,7 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     starts_split,
     tanh,
 )
+from bi_compile.templates.attention.gpu_held import add_split, place_of_program, with_split
 from bi_compile.templates.attention.gpu_products import scores_of, take_in
 from bi_compile.templates.gpu import functions
 
@@ -66,6 +70,7 @@ def _blocks(
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
     CAREFUL: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
+    held, HELD: tl.constexpr,
 ):  # fmt: skip
     """`walk` from a state to the next. MASKED: to which blocks the mask is applied."""
     BLOCK_M: tl.constexpr = q.shape[0]
@@ -114,38 +119,58 @@ def _blocks(
         if SPLITS:
             fresh = starts_split(offsets) & (first > firsts)
             maximum = tl.where(fresh, -float("inf"), maximum)
-            total = tl.where(fresh, 0.0, total)
+            if not HELD:
+                total = tl.where(fresh, 0.0, total)
         now = tl.maximum(maximum, tl.max(scores, 1) * scale)
         base = finite(now)
         alpha = power(maximum - base, BINARY)
         p = tl.fma(scores, tl.zeros_like(scores) + scale, tl.broadcast_to(-base[:, None], scores.shape))
         p = power(p, BINARY)
         maximum = now
-        total = tl.fma(total, alpha, row_sum(p))
+        sums = row_sum(p)
+        # HELD: in the branch below, so that less is kept during it.
+        if not HELD:
+            total = tl.fma(total, alpha, sums)
+        if HELD:
+            # Before the branch, during which half as many registers wait so.
+            p = p.to(q.dtype)
         if SPLITS:
             some_fresh = fresh
             if APART:
                 some_fresh = tl.max((rows & fresh).to(tl.int32), 0) != 0
             if some_fresh:
-                merged = merge(
-                    all_maximum, all_total, all_out, all_seen, past_maximum, past_total, out, seen,
-                    BINARY, CAREFUL,
-                )  # fmt: skip
+                if HELD:
+                    nothing = tl.cast(zero, tl.int32, bitcast=True)
+                    all_maximum, a, c = factors(all_maximum, past_maximum, BINARY)
+                    all_total = tl.fma(all_total, a, past_total * c)
+                    own = place_of_program(held, first & nothing, BLOCK_M * HELD)
+                    known = offsets > SPLIT // 2
+                    all_out = add_split(all_out, own, a, out, c, known, VALUE_DIMS - HELD)
+                    total = sums
+                else:
+                    merged = merge(
+                        all_maximum, all_total, all_out, all_seen, past_maximum, past_total, out, seen,
+                        BINARY, CAREFUL,
+                    )  # fmt: skip
+                    if APART:
+                        all_maximum = tl.where(fresh, merged[0], all_maximum)
+                        all_total = tl.where(fresh, merged[1], all_total)
+                        all_out = tl.where(fresh[:, None], merged[2], all_out)
+                        all_seen = tl.where(fresh, merged[3], all_seen)
+                    else:
+                        all_maximum, all_total, all_out, all_seen = merged
                 if APART:
-                    all_maximum = tl.where(fresh, merged[0], all_maximum)
-                    all_total = tl.where(fresh, merged[1], all_total)
-                    all_out = tl.where(fresh[:, None], merged[2], all_out)
-                    all_seen = tl.where(fresh, merged[3], all_seen)
                     out = tl.where(fresh[:, None], 0.0, out)
                     seen = tl.where(fresh, 0, seen)
                 else:
-                    all_maximum, all_total, all_out, all_seen = merged
                     # Zeros that the compiler does not know: it would select them in every block.
                     out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
                     seen = tl.zeros((BLOCK_M,), tl.int32)
             elif not (CAREFUL or APART):
                 # Not after the branch: that would then come before the scores, and wait for the last values.
                 out = out * alpha[:, None]
+                if HELD:
+                    total = tl.fma(total, alpha, sums)
         counts = seen
         if CAREFUL:
             counts = attended | (p != 0)
@@ -167,7 +192,7 @@ def walk(
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
-    CAREFUL: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr,
+    CAREFUL: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, held, HELD: tl.constexpr,
 ):  # fmt: skip
     """The state of rows [M] after the keys from begin to end.
 
@@ -176,14 +201,20 @@ def walk(
     keys between are there for all rows, with nothing added. SPLITS: there may be several. NATURAL: scores are
     multiplied by `before` on their own, not in the exponent. MAPS: keys and values are read through tensor
     maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is not masked, is kept
-    there alone. STAGES: how many blocks are on the way at a time.
+    there alone. STAGES: how many blocks are on the way at a time. held: where HELD columns of the sum of
+    finished splits wait for each program, see `gpu_held`; with neither CAREFUL nor APART.
     """
     BLOCK_M: tl.constexpr = q.shape[0]
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    out = tl.zeros((BLOCK_M, value_dims.shape[0]), tl.float32)
+    VALUE_DIMS: tl.constexpr = value_dims.shape[0]
+    out = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
     seen = tl.zeros((BLOCK_M,), tl.int32)
-    state = (maximum, total, out, seen, maximum, total, out, seen)
+    all_out = out
+    if HELD:
+        KEPT: tl.constexpr = VALUE_DIMS - HELD
+        all_out = tl.zeros((BLOCK_M, KEPT if KEPT else 1), tl.float32)
+    state = (maximum, total, out, seen, maximum, total, all_out, seen)
     # With a mask, a loop for the blocks that it leaves as they are, and one for the rest.
     LOOPS: tl.constexpr = MASK != 0 and not (CAREFUL or APART)
     NEEDED: tl.constexpr = not CAREFUL and (MASK == 0 or (MASK == BOOLEAN and APART))
@@ -194,7 +225,7 @@ def walk(
             q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
             ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
             key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
-            _NEVER, STAGES,
+            _NEVER, STAGES, held, HELD,
         )  # fmt: skip
         begin = masked
     # What is read of the mask takes its place in shared memory.
@@ -203,9 +234,20 @@ def walk(
         q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
         ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
         key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
-        _WHERE_NEEDED if NEEDED else _ALWAYS, 2 if LOOPS and STAGES > 2 else STAGES,
+        _WHERE_NEEDED if NEEDED else _ALWAYS, 2 if LOOPS and STAGES > 2 else STAGES, held, HELD,
     )  # fmt: skip
-    if SPLITS:
+    if HELD:
+        now, a, c = factors(all_maximum, maximum, BINARY)
+        if end > firsts + SPLIT // 2:
+            own = place_of_program(held, end & tl.cast(zero, tl.int32, bitcast=True), BLOCK_M * HELD)
+            out = with_split(all_out, own, a, out, c, VALUE_DIMS - HELD)
+        else:
+            # Not by selected zeros above: the products of the loop would be waited for one by one.
+            out = added(tl.zeros_like(out), a, out, c)
+        # What is worked out of the sum stays behind its loads.
+        tl.debug_barrier()
+        return now, tl.fma(all_total, a, total * c), out, seen
+    elif SPLITS:
         return merge(all_maximum, all_total, all_out, all_seen, maximum, total, out, seen, BINARY, CAREFUL)
     else:
         return maximum, total, out, seen

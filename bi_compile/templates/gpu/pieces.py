@@ -60,3 +60,15 @@ def added_by_quarters(half, quarter, kept, chunk):
     # Last: the registers of the others are free by then.
     tl.store(kept, tl.load(kept) + as_held(far))
     return half, quarter
+
+
+@triton.jit
+def joined(near, far):
+    """The block [M, 2 * D] that `halves` took apart."""
+    return tl.reshape(tl.permute(tl.join(near, far), (0, 2, 1)), (near.shape[0], 2 * near.shape[1]))
+
+
+@triton.jit
+def held_at(held, M: tl.constexpr, D: tl.constexpr):
+    """Addresses of a block [M, D] as `as_held` makes it."""
+    return held + tl.arange(0, D // 8)[:, None] * (8 * M) + tl.arange(0, 8 * M)[None, :]

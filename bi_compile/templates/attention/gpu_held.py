@@ -1,0 +1,97 @@
+"""The sum of finished splits in Triton, partly in memory: registers do not hold it beside the sum of a split.
+
+Its first KEPT columns stay in registers. The others wait in device memory, where each thread has places of
+its own, so that none waits for another: left to the compiler they would be spilled, and more with them.
+"""
+
+import triton
+import triton.language as tl
+
+from bi_compile.templates.attention.gpu_arithmetic import added
+from bi_compile.templates.gpu.pieces import as_held, from_held, halves, held_at, joined
+
+_PIECE = tl.constexpr(32)
+"""Columns that are loaded at a time."""
+_BETWEEN_BARRIERS = tl.constexpr(64)
+"""Columns that may be on the way at once after the last split: all would not fit registers."""
+
+
+@triton.jit
+def place_of_program(held, nothing, SIZE: tl.constexpr):
+    """Where this program holds SIZE numbers. nothing: 0, told late, so that none of this is kept."""
+    number = (tl.program_id(2) + nothing) * (tl.num_programs(0) + nothing) + tl.program_id(0)
+    return held + number.to(tl.int64) * SIZE
+
+
+@triton.jit
+def _sum(held, a, out, c, known):
+    """What is held here with a split."""
+    M: tl.constexpr = out.shape[0]
+    D: tl.constexpr = out.shape[1]
+    before = from_held(tl.load(held_at(held, M, D), mask=known, other=0.0))
+    return added(before, a, out, c)
+
+
+@triton.jit
+def _add(held, a, out, c, known):
+    """Add a split to what is held."""
+    M: tl.constexpr = out.shape[0]
+    D: tl.constexpr = out.shape[1]
+    if D > _PIECE:
+        near, far = halves(out)
+        _add(held, a, near, c, known)
+        _add(held + M * D // 2, a, far, c, known)
+    else:
+        tl.store(held_at(held, M, D), as_held(_sum(held, a, out, c, known)))
+
+
+@triton.jit
+def _take(held, a, out, c):
+    """The sum after the last split, of which nothing is held on."""
+    M: tl.constexpr = out.shape[0]
+    D: tl.constexpr = out.shape[1]
+    if D > _PIECE:
+        near, far = halves(out)
+        near = _take(held, a, near, c)
+        if D > _BETWEEN_BARRIERS:
+            tl.debug_barrier()
+        return joined(near, _take(held + M * D // 2, a, far, c))
+    else:
+        return _sum(held, a, out, c, True)
+
+
+@triton.jit
+def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
+    """What is kept [M, KEPT] of a sum after a split [M, D], whose other columns are added to what is held.
+
+    a, c: as in `added`. known: whether anything is held yet, else zeros.
+    """
+    M: tl.constexpr = out.shape[0]
+    D: tl.constexpr = out.shape[1]
+    if KEPT == 0:
+        _add(held, a, out, c, known)
+        return kept
+    elif KEPT == D:
+        return added(kept, a, out, c)
+    else:
+        near, far = halves(out)
+        # What is held first: its loads take the registers that are free.
+        _add(held + M * (D // 2 - KEPT), a, far, c, known)
+        return add_split(kept, held, a, near, c, known, KEPT)
+
+
+@triton.jit
+def with_split(kept, held, a, out, c, KEPT: tl.constexpr):
+    """The whole sum [M, D] after the last split; see `add_split`."""
+    M: tl.constexpr = out.shape[0]
+    D: tl.constexpr = out.shape[1]
+    if KEPT == 0:
+        return _take(held, a, out, c)
+    elif KEPT == D:
+        return added(kept, a, out, c)
+    else:
+        near, far = halves(out)
+        near = with_split(kept, held, a, near, c, KEPT)
+        if D > _BETWEEN_BARRIERS:
+            tl.debug_barrier()
+        return joined(near, _take(held + M * (D // 2 - KEPT), a, far, c))
