@@ -82,6 +82,12 @@ OF_FIXED_SIZE = {
     "beside": lambda x: torch.cat([x, SIX], 1),
     "matrix": lambda x: (x[:, None] @ SIX[:, :, None]).squeeze(1),
     "bias": lambda x: x @ TABLE[:8] + SIX[:, :1],
+    "addend": lambda x: torch.addmm(SIX, x, TABLE[:8]),
+    "distances": lambda x: torch.cdist(x[:, None], SIX[:, None]),
+    "scattered": lambda x: x.scatter_add(1, torch.zeros(6, 1, dtype=torch.long), SIX[:, :1]),
+    "added by index": lambda x: x.index_add(1, torch.tensor([0]), SIX[:, :1]),
+    "written": lambda x: x.slice_scatter(SIX[:, :2], 1, 0, 2),
+    "written into": lambda x: SIX.slice_scatter(x[:, :2], 1, 0, 2),
     "keys": lambda x: F.scaled_dot_product_attention(*(t.view(6, 1, 2, 4) for t in (x, SIX, x))),
     "mask of keys": lambda x: F.scaled_dot_product_attention(
         x.view(6, 1, 2, 4), x.view(6, 1, 2, 4), x.view(6, 1, 2, 4), attn_mask=SIX[:, None, None, :2]
@@ -93,6 +99,10 @@ ALIKE = {
     "copies": lambda x, w: x + w[:1].expand(6, -1),
     "copies beside": lambda x, w: torch.cat([x, w[:1].expand(6, -1)], 1),
     "square": lambda x, w: x @ torch.cat([w, w[:2]]),
+    "addend": lambda x, w: torch.addmm(w[:1].expand(6, -1), x, torch.cat([w, w[:2]])),
+    "distances": lambda x, w: torch.cdist(x, w),
+    "scattered": lambda x, w: x.scatter_add(1, torch.zeros(6, 1, dtype=torch.long), w[:1, :1].expand(6, 1)),
+    "written": lambda x, w: x.slice_scatter(w[:1, :2].expand(6, 2), 1, 0, 2),
     "along the other dim": lambda x, w: x[:, :6] + w[:, 0],
     "matrix": lambda x, w: x[:, None] @ w[:1, :, None].expand(6, -1, -1),
 }

@@ -152,7 +152,7 @@ def product(call: Call) -> Flow:
     addend = call.get("c", "self") if call.name in ("addmm", "baddbmm", "product_epilogue") else None
     added = (addend, call.arguments.get("other"))
     parts += [(call.flow(node), call.rank(node)) for node in added if isinstance(node, fx.Node)]
-    return keep_apart(call, joined(parts, rank), inner=2)
+    return keep_apart(call, keep_apart(call, joined(parts, rank), (a, b), inner=2), added)
 
 
 def _factors(call: Call) -> tuple[fx.Node, fx.Node]:
@@ -172,7 +172,7 @@ def distances(call: Call) -> Flow:
     if rank - 1 in {**left.dims(), **right.dims()}:
         raise Mixes("it sums over the batch")
     right = right.move(lambda axis: axis.at(rank - 1) if axis.dim == rank - 2 else axis)
-    return joined([(left, rank), (right, rank)], rank)
+    return keep_apart(call, joined([(left, rank), (right, rank)], rank), inner=2)
 
 
 def linear(call: Call) -> Flow:

@@ -1,6 +1,6 @@
 """One op of a graph as the rules see it: arguments by the names of the schema, shapes as sizes, flows."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,15 +91,17 @@ class Call:
         return self.constants.symbols | {symbol for other, _ in self.same for symbol in other.free_symbols}
 
 
-def keep_apart(call: Call, flow: Flow, *, inner: int = 0) -> Flow:
+def keep_apart(call: Call, flow: Flow, beside: Sequence[Any] | None = None, *, inner: int = 0) -> Flow:
     """The flow of a result with numbers of no sample beside the samples: ROUTING if not the same for each.
 
-    inner: the last dims of the operands, in which these do not lie side by side, as those of matrices.
+    beside: the arguments whose last dims lie beside those of the result; all tensors, if not given.
+    inner: how many of these last dims do not, as those of matrices.
     Raises Mixes where these numbers would enter arithmetic.
     """
     rank = call.result.dim() if isinstance(call.result, torch.Tensor) else 0
     outer = Flow(tuple(axis for axis in flow.axes if axis.dim < rank - inner))
-    if flow.position or not any(_tell_samples_apart(call, node, outer) for node in call.tensors):
+    nodes = call.tensors if beside is None else [node for node in beside if node in call.tensors]
+    if flow.position or not any(_tell_samples_apart(call, node, outer) for node in nodes):
         return flow
     if call.rounds:
         raise Mixes("every place in the batch has another number there")

@@ -5,6 +5,7 @@ is symbolic; where it is not, the one size of the graph. Where weights are among
 enters, `w[:B]`, random numbers stand in for them.
 """
 
+import math
 import operator
 from collections.abc import Container, Mapping
 from typing import Any
@@ -134,7 +135,9 @@ class Constants:
         if not isinstance(value, torch.Tensor):
             return False
         cut = [self.size(size, samples) for size in (axis.outer, batch, axis.inner)]
-        return not _all_alike(value.unflatten(axis.dim, cut), axis.dim + 1)
+        if value.shape[axis.dim] < (rows := math.prod(cut)):
+            return False
+        return not _all_alike(value.narrow(axis.dim, 0, rows).unflatten(axis.dim, cut), axis.dim + 1)
 
     def size(self, size: Size, samples: int) -> int:
         """The number that a size is."""

@@ -200,6 +200,9 @@ def placed(call: Call) -> Flow:
     own, given = call.flow(self_), call.flow(source)
     if any(axis.dim == dim for axis in own.axes) and call.sizes(source) != call.sizes(self_):
         raise Mixes("it writes into some samples of the batch")
+    alike = (self_, source)
     if call.name != "slice_scatter":
-        given = given.move(lambda axis: axis.at(axis.dim + (axis.dim >= dim)))
-    return joined([(own, rank), (given, rank)], rank)
+        given, alike = given.move(lambda axis: axis.at(axis.dim + (axis.dim >= dim))), (self_,)
+    flow = joined([(own, rank), (given, rank)], rank)
+    beside = flow.move(lambda axis: None if axis.dim == dim else axis)
+    return Flow(flow.axes, keep_apart(call, beside, alike).position)

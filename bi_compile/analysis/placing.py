@@ -15,7 +15,7 @@ from bi_compile.analysis.axes import (
     joined,
     wrapped,
 )
-from bi_compile.analysis.call import Call
+from bi_compile.analysis.call import Call, keep_apart
 from bi_compile.analysis.constants import factored
 from bi_compile.analysis.indexing import axis_by_place, axis_chosen, is_iota, is_mask, other_than, told_by
 from bi_compile.analysis.masks import look_at_rows
@@ -38,7 +38,7 @@ def scatter(call: Call) -> Flow:
         flow = joined([(flow, rank), (given.move(lambda a: None if a.dim == dim else a), rank)], rank)
     if crossed:
         return _returned(call, Flow(flow.move(other_than(crossed)).axes), dim, crossed, index_)
-    return told_by(call, index_, Flow(flow.axes))
+    return told_by(call, index_, keep_apart(call, Flow(flow.axes), (self_, source)))
 
 
 def index_add(call: Call) -> Flow:
@@ -51,6 +51,7 @@ def index_add(call: Call) -> Flow:
     rest = [(flow.move(lambda a: None if a.dim == dim else a), rank) for flow in (own, given)]
     flow = joined(rest, rank)
     index = call.arguments["index"]
+    flow = keep_apart(call, flow, (self_, source))
     return _returned(call, flow, dim, crossed, index) if crossed else told_by(call, index, flow)
 
 
