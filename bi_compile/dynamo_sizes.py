@@ -7,11 +7,9 @@ whether a tensor is contiguous. Beside `dynamo`, a file that names Dynamo's priv
 
 import functools
 import operator
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from traceback import FrameSummary
 from types import FrameType
 from typing import Any
@@ -25,6 +23,7 @@ from torch import fx
 from bi_compile.batch import batch_dims, marked
 from bi_compile.inputs import UserInput, real_inputs, user_inputs
 from bi_compile.jumps import guards_an_error
+from bi_compile.user_lines import TORCH, frames_of
 
 
 def make_batch_dynamic(module: fx.GraphModule) -> None:
@@ -158,7 +157,7 @@ def questions_in(graph: fx.Graph) -> Iterator[Asked]:
         for user in node.users:
             result = user.meta.get("example_value")
             if result is not None and not _is_symbolic(result) and not _was_symbolic(result):
-                yield Asked(_said(value.node), _stack(user), (), current_trace())
+                yield Asked(_said(value.node), frames_of(user), (), current_trace())
 
 
 def loops_over_samples(graph: fx.Graph, rounds: int) -> bool:
@@ -183,14 +182,8 @@ def _was_symbolic(value: Any) -> bool:
     return number and not _is_symbolic(value) and bool(_free_symbols(value.node._expr))
 
 
-def _stack(node: fx.Node) -> list[FrameSummary]:
-    lines = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', node.meta.get("stack_trace") or "")
-    return [FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines]
-
-
-_TORCH = Path(torch.__file__).parent
-_INTERPRETER = tuple(str(_TORCH / "_dynamo" / part) for part in ("variables", "symbolic_convert.py"))
-_SYMBOLS = (__file__, *(str(_TORCH / part) for part in ("__init__.py", "fx/experimental", "utils/_stats.py")))
+_INTERPRETER = tuple(str(TORCH / "_dynamo" / part) for part in ("variables", "symbolic_convert.py"))
+_SYMBOLS = (__file__, *(str(TORCH / part) for part in ("__init__.py", "fx/experimental", "utils/_stats.py")))
 _OVER_SAMPLES = {"unpack_var_sequence", "unbind", "split", "chunk", "tensor_split"}
 """What makes a tuple of samples: the batch is followed through all of them."""
 

@@ -21,17 +21,23 @@ def user_frame(stack: Sequence[FrameSummary]) -> FrameSummary | None:
 def line_in(stack: Sequence[FrameSummary]) -> str | None:
     """The line of `user_frame`."""
     user = user_frame(stack)
-    return None if user is None else _shown(user.filename, str(user.lineno), user.name, user.line or "")
+    return None if user is None else _shown(user)
+
+
+def frames_of(node: fx.Node) -> list[FrameSummary]:
+    """The stack that Dynamo noted for a node, outermost first; empty if it noted none."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', trace)
+    return [FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines]
 
 
 def line_of(node: fx.Node) -> str | None:
-    """The line that Dynamo noted for a node, if any."""
-    trace = node.meta.get("stack_trace") or ""
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', trace)
-    return _shown(*found[-1]) if found else None
+    """The innermost line of `frames_of`."""
+    frames = frames_of(node)
+    return _shown(frames[-1]) if frames else None
 
 
-def _shown(file: str, line: str, function: str, code: str) -> str:
-    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", function)
-    place = f"{file}:{line}, in {function}"
-    return f"{place}:  {code.strip()}" if code.strip() else place
+def _shown(frame: FrameSummary) -> str:
+    function = re.sub(r"^torch_dynamo_resume_in_(.+)_at_\d+$", r"\1", frame.name)
+    place = f"{frame.filename}:{frame.lineno}, in {function}"
+    return f"{place}:  {frame.line.strip()}" if frame.line and frame.line.strip() else place

@@ -20,7 +20,7 @@ ALLOWED = {
     "jumps": set(),
     "user_lines": set(),
     "dynamo": {"dynamo_sizes", "dynamo_tracing", "errors", "report", "user_lines"},
-    "dynamo_sizes": {"batch", "inputs", "jumps"},
+    "dynamo_sizes": {"batch", "inputs", "jumps", "user_lines"},
     "dynamo_tracing": set(),
     "inductor": {"errors", "templates.pointwise"},
     "analysis": {"allowed", "errors"},
