@@ -10,32 +10,20 @@ from tests.interpreted.compiled import run_compiled
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 _BUILD = """
-import json, torch
+import json
 from types import SimpleNamespace
-from bi_compile.templates.attention import gpu
 from bi_compile.templates.gpu.ahead import spills_in_innermost_loops
+from tests.interpreted import attention_matrix
 capability, found = {capability}, []
-compiled.compile_launches(capability)
-gpu._has_tensor_maps = gpu._starts_early = lambda x: capability >= 90
-gpu._has_tensor_memory = lambda x: capability >= 100
-gpu._shared_memory = lambda x: compiled.LIMITS[capability]
-gpu._multiprocessors = lambda x: multiprocessors
-for dtype, size, heads, queries, keys, causal, mask, softcap, multiprocessors in {cases}:
-    q = torch.empty(1, heads, queries, size, dtype=getattr(torch, dtype))
-    k = torch.empty(1, 8, keys, size, dtype=q.dtype)
-    if mask:
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool if mask == "boolean" else q.dtype)
-    gpu.attention(q, k, k, mask, causal, 0.1, softcap)
-    for build in compiled.BUILDS:
-        given, kind = build["given"], build["name"]
-        if kind == "attend":
-            kind = "careful" if given["CAREFUL"] else "apart" if given["APART"] else "walk"
+attention_matrix.pretend(capability)
+for dtype, size, *case in {cases}:
+    for build in attention_matrix.builds(dtype, size, attention_matrix.Case(*case)):
+        given = build["given"]
         order = compiled.check(build, stack=10000)
         stack = build["stack"] + build["local"]
         in_loops = spills_in_innermost_loops(SimpleNamespace(**build)) if stack else 0
         pieces = [given.get("DIMS"), given.get("VALUE_KEYS")]
-        found.append([dtype, size, kind, pieces, order, stack, in_loops])
-    compiled.BUILDS.clear()
+        found.append([dtype, size, build["name"], pieces, order, stack, in_loops])
 print(json.dumps(found))
 """
 # heads, queries, keys, causal, mask, softcap, multiprocessors
@@ -129,18 +117,12 @@ def test_products_of_large_heads_are_waited_for_together():
     """The assembler waits for each alone where it finds their sums used between."""
     program = _BUILD.format(capability=90, cases=[])
     program += """
-stock = gpu.attend
-class Walk:
-    def __getitem__(self, grid):
-        return lambda *a, **k: None if k["CAREFUL"] else stock[grid](*a, **k)
-gpu.attend = Walk()
-q = torch.empty(1, 8, 512, 256, dtype=torch.bfloat16)
-gpu.attention(q, q, q, None, True, 0.1)
 from bi_compile.templates.gpu.ahead import _cuobjdump
-code = _cuobjdump(SimpleNamespace(**compiled.BUILDS[0]), "-sass")
+case = attention_matrix.Case(8, 512, 512, causal=True)
+build, = attention_matrix.builds("bfloat16", 256, case, ["walk"])
+code = _cuobjdump(SimpleNamespace(**build), "-sass")
 print(json.dumps([code.count("HGMMA"), code.count("WARPGROUP.DEPBAR")]))
 """
-    program = program.replace("capability, found = 90, []", "capability, found, multiprocessors = 90, [], 1")
     products, waits = json.loads(run_compiled(program).splitlines()[-1])
     assert products == 20
     assert waits <= 4
