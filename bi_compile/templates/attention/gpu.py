@@ -308,6 +308,8 @@ def attention(
         held_dims = value_dims - tile.kept
         held = torch.empty(math.prod(grid), tile.rows * held_dims, dtype=torch.float32, device=q.device)
 
+    line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in _row_strides(x)) else 1
+
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, not _has_tensor_maps(q))
         maps_here = maps and not careful
@@ -325,7 +327,7 @@ def attention(
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
             FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
-            STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0,
+            STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
             num_warps=tile_here.warps, num_stages=tile_here.stages,
             **(ALL_REGISTERS if careful or (apart and parallel) else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,

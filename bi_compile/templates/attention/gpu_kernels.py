@@ -23,6 +23,11 @@ _STRANGE = tl.constexpr(2)
 
 
 @triton.jit
+def _whole(stride, LINE: tl.constexpr):
+    return stride // LINE * LINE
+
+
+@triton.jit
 def _strange(out):
     """Whether anything in out is not finite, or so large that a sum of it is not."""
     return (tl.sum(tl.sum(out, 1) * 0.0, 0) != 0).to(tl.int32)
@@ -143,19 +148,25 @@ def attend(
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
     APART: tl.constexpr, CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
     IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
-    HELD: tl.constexpr,
+    HELD: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
     non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former of
-    TILES tiles anew, BLOCK_M rows at a time. FEW: by `walk_few`. EARLY: the next kernel may be started before
-    this one ends, and this one before the last.
+    TILES tiles anew, BLOCK_M rows at a time. FEW: by `walk_few`. LINE: strides of rows are multiples of so
+    many numbers, 16 bytes, where these are not multiples of 16, as the compiler knows by itself. EARLY: the
+    next kernel may be started before this one ends, and this one before the last.
 
     all_heads: batch * kv_heads. IN_TURNS: the tiles of 2**together heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
     a key was met that is not masked.
     """
+    if LINE > 1:
+        # Loads of 16 bytes: else each number of a tile would take an address of its own.
+        q_batch, q_head, q_row = _whole(q_batch, LINE), _whole(q_head, LINE), _whole(q_row, LINE)
+        k_batch, k_head, k_row = _whole(k_batch, LINE), _whole(k_head, LINE), _whole(k_row, LINE)
+        v_batch, v_head, v_row = _whole(v_batch, LINE), _whole(v_head, LINE), _whole(v_row, LINE)
     if EARLY:
         cuda.gdc_launch_dependents()
         if CAREFUL or APART:
