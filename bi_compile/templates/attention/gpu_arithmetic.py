@@ -111,11 +111,12 @@ def unwanted(p, counts, v, out):
 
     counts [M, BLOCK]: whether a key takes part in a row.
     """
-    positive = (counts & (p > 0)).to(tl.bfloat16)
+    nans = tl.dot(counts.to(tl.bfloat16), (v != v).to(tl.bfloat16))
     zero = (counts & (p == 0)).to(tl.bfloat16)
-    above, below = (v == float("inf")).to(tl.bfloat16), (v == -float("inf")).to(tl.bfloat16)
-    nans = tl.dot(counts.to(tl.bfloat16), (v != v).to(tl.bfloat16)) + tl.dot(zero, above + below)
-    ups, downs = tl.dot(positive, above), tl.dot(positive, below)
+    nans = tl.dot(zero, (tl.abs(v.to(tl.float32)) == float("inf")).to(tl.bfloat16), nans)
+    positive = (counts & (p > 0)).to(tl.bfloat16)
+    ups = tl.dot(positive, (v == float("inf")).to(tl.bfloat16))
+    downs = tl.dot(positive, (v == -float("inf")).to(tl.bfloat16))
     found = tl.where(ups > 0, float("inf"), tl.where(downs > 0, -float("inf"), 0.0))
     return out + tl.where((nans > 0) | ((ups > 0) & (downs > 0)), float("nan"), found)
 
