@@ -9,6 +9,7 @@ Where a CUDA device is there, `tests/gpu` runs the kernels on it, in the same pr
 
 import os
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from bi_compile.templates.attention.oracle import fma  # noqa: E402
 
 _Builder = interpreter.InterpreterBuilder
 _stock_cast = _Builder.cast_impl
+_stock_patch_languages = interpreter._patch_lang
 _stock_patch = interpreter._patch_lang_tensor
 
 
@@ -76,12 +78,51 @@ def _fma(self, x, y, z):
     return interpreter.TensorHandle(fma(*tensors).numpy(), z.dtype.scalar)
 
 
+@cache
+def _languages_of(fn):
+    return [x for x in fn.__globals__.values() if any(x is language for language in (tl, tl.core))]
+
+
+def _patch_languages(fn):
+    """Not anew, as Triton does, for every function that a kernel calls: that takes half of the time."""
+    if any(tl.core.is_builtin(language.load) for language in _languages_of(fn)):
+        return _stock_patch_languages(fn)
+    return interpreter._LangPatchScope()
+
+
+_of_scalars = cache(interpreter._get_np_dtype)
+
+
+def _numpy_dtype(of):
+    """Triton's own makes a dict of all dtypes at each call."""
+    return numpy.dtype(numpy.uint64) if of.scalar.is_ptr() else _of_scalars(of.scalar)
+
+
+def _refuse_overflow(self, lhs, rhs, binary_op):
+    """Triton's own works the operation out once more in its language, takes longer than the kernel, and tells
+    nothing where kernels are not debugged. Unsigned integers may wrap around.
+    """
+    scalar = lhs.type.scalar
+    if scalar.is_int_signed() and scalar.int_bitwidth < 64:
+        exact = getattr(numpy, _NUMPY_NAMES[binary_op.__name__])(
+            lhs.handle.data.astype(numpy.int64), rhs.handle.data.astype(numpy.int64)
+        )
+        fits = (exact >= scalar.get_int_min_value()) & (exact <= scalar.get_int_max_value())
+        assert fits.all(), f"{scalar} overflows in {binary_op.__name__}"
+
+
+_NUMPY_NAMES = {"add": "add", "sub": "subtract", "mul": "multiply"}
+
+
 def _patch_tensor(tensor, scope):
     _stock_patch(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+interpreter._patch_lang = _patch_languages
 interpreter._patch_lang_tensor = _patch_tensor
+interpreter.TritonSemantic.binary_op_sanitize_overflow_impl = _refuse_overflow
+interpreter._get_np_dtype = _numpy_dtype
 _Builder.cast_impl = _cast
 _Builder.create_fma = _fma
 for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
