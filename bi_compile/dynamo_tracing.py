@@ -5,7 +5,8 @@ Beside `dynamo` and `dynamo_sizes`, the only file that names Dynamo's privates.
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,17 @@ def trace_whole_ops(ours: Callable[[], bool]) -> None:
 def _is_nested(variable: Any) -> bool:
     proxy = getattr(variable, "proxy", None)
     return proxy is not None and getattr(proxy.node.meta.get("example_value"), "is_nested", False)
+
+
+@contextmanager
+def told_to_compile() -> Iterator[None]:
+    """Within, `torch.compiler.is_compiling()` holds in what a backend runs, as from torch 2.13 on."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def trace_recurrent_modules() -> None:
