@@ -109,6 +109,13 @@ def _encoder_layer(
     return norm_2(x + fed(x))
 
 
+_encoder_op: Any = aten._transformer_encoder_layer_fwd.default
+if not _encoder_op.has_kernel_for_dispatch_key("Meta"):
+    # As in torch 2.11: Dynamo cannot tell what the op returns, and leaves the graph at every encoder layer.
+    _library = torch.library.Library("aten", "IMPL")
+    _library.impl(_encoder_op, lambda src, *arguments: torch.empty_like(src), "Meta")
+
+
 @rewrite(aten._nested_tensor_from_mask_left_aligned.default)
 def _left_aligned(x: Tensor, mask: Tensor) -> Any:
     # Asked by `nn.TransformerEncoder`, which otherwise makes a nested tensor of padded samples.

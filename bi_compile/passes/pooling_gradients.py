@@ -96,6 +96,11 @@ def _spread_bins(share: Tensor, dim: int, size: int) -> Tensor:
     return pooling.added(taps)
 
 
+@rewrite(aten.max_pool2d_with_indices_backward.default)
+def _max_pool2d(grad: Tensor, x: Tensor, *arguments: Any) -> Any:
+    return _to_maxima(grad, x, arguments[-1], 2)
+
+
 @rewrite(aten.max_pool3d_with_indices_backward.default)
 def _max_pool3d(grad: Tensor, x: Tensor, *arguments: Any) -> Any:
     return _to_maxima(grad, x, arguments[-1], 3)
@@ -123,6 +128,7 @@ REWRITES = (
     *_avg_pool3d,
     *_adaptive_avg_pool2d,
     *_adaptive_avg_pool3d,
+    *_max_pool2d,
     *_max_pool3d,
     *_adaptive_max_pool2d,
     *_adaptive_max_pool3d,
