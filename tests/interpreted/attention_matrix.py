@@ -54,6 +54,7 @@ CASES = {
     "short window": Case(32, 512, 200, mask="boolean"),
     "masked decode": Case(32, 1, mask="boolean"),
     "masked decode in parallel": Case(32, 1, mask="boolean", multiprocessors=132),
+    "few masked": Case(32, 2, mask="boolean"),
     "biased decode": Case(8, 1, mask="added"),
     "bias": Case(8, 512, causal=True, mask="added"),
     "grouped bias": Case(32, 512, causal=True, mask="added"),

@@ -64,6 +64,7 @@ LARGE = [
     ("float32", 64, *DECODED),
     ("float32", 128, *PREFILL),
     ("float32", 256, *BIAS),
+    ("bfloat16", 100, *GROUPED),
 ]
 # 86 has less shared memory than 80, and the same instructions.
 SMALL = [
@@ -77,7 +78,6 @@ CASES = {80: LARGE, 86: SMALL, 90: ALL, 100: LARGE}
 SPILLED = {
     # A few numbers that are the same before the walk and after it.
     (86, "16 bits above 128", "walk"): 8,
-    (100, "32 bits above 128", "apart"): 16,
 }
 
 

@@ -67,7 +67,8 @@ class Tile:
         if dtype == torch.float32:
             # Few warps wait less for each other, but what they multiply has to fit their registers.
             few = rows <= 4 and dims <= (64 if added else 128)
-            return cls(min(16, max(4, power_of_two(rows))), 4 if few else 8, 1)
+            most = _FEW_ROWS if mask is not None and 256 < dims <= 512 else 16
+            return cls(min(most, max(4, power_of_two(rows))), 4 if few else 8, 1)
         if dims > 256:
             return cls(16, 8, 1)
         if rows <= 16:
@@ -93,7 +94,7 @@ class Tile:
     def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
-            return cls(16, 8, 1)
+            return cls(_FEW_ROWS if 256 < dims <= 512 else 16, 8, 1)
         if dims > 128:
             return cls(16, 4, 2) if dims <= 256 else cls(16, 8, 1)
         if group > 2 and maps and not small:
@@ -123,8 +124,12 @@ class Pieces(NamedTuple):
         dtype: torch.dtype,
         careful: bool = False,
         old: bool = False,
+        short: bool = False,
     ) -> "Pieces":
-        """For tiles of so many rows. careful: for the kernel that does tiles again; old: before Hopper."""
+        """For tiles of so many rows.
+
+        careful: for the kernel that does tiles again. old: before Hopper. short: of registers, in fp32.
+        """
         if careful:
             single = 32 if old else 64
             return cls(min(dims, single if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
@@ -134,7 +139,8 @@ class Pieces(NamedTuple):
         if dtype != torch.float32:
             return cls(dims if whole else min(dims, 128), value_dims, BLOCK)
         # A product takes 16 keys at least.
-        return cls(min(dims, 2**10 // rows), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
+        single = 32 if short else 64 if dims > 256 else 2**10 // rows
+        return cls(min(dims, single), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,10 @@ def attention(
     line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in _row_strides(x)) else 1
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
-        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, not _has_tensor_maps(q))
+        old = not _has_tensor_maps(q)
+        # What tells which numbers of a value are there takes registers, too.
+        short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
+        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, old, short)
         maps_here = maps and not careful
         own_maps = (k_map, v_map) if maps_here else (k, v)
         if maps_here and tile_here.keys != tile.keys:

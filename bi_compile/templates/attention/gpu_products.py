@@ -70,11 +70,13 @@ def values_from(
 @triton.jit
 def take_in(
     p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-    EVEN: tl.constexpr, MAPS: tl.constexpr, CAREFUL: tl.constexpr,
+    EVEN: tl.constexpr, MAPS: tl.constexpr, CAREFUL: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """out [M, D] and weights [M, K] times the values of K keys, as many at a time as v_block has.
 
-    CAREFUL: values may be non-finite, and counts [M, K] tells which keys take part in a row.
+    CAREFUL: values may be non-finite, and counts [M, K] tells which keys take part in a row. SHORT: what is
+    multiplied is read when the product before has ended; else the assembler reads as far ahead as there are
+    registers, and further.
     """
     if v_block.shape[0] < p.shape[1]:
         near, far = halves(p)
@@ -83,13 +85,16 @@ def take_in(
             near_counts, far_counts = halves(counts)
         out = take_in(
             near, near_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-            EVEN, MAPS, CAREFUL,
+            EVEN, MAPS, CAREFUL, SHORT,
         )  # fmt: skip
         first += near.shape[1]
-        return take_in(
-            far, far_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-            EVEN, MAPS, CAREFUL,
-        )  # fmt: skip
+        # What lies beyond a branch is not read before it.
+        if not SHORT or first < keys:
+            out = take_in(
+                far, far_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride,
+                value_dims, EVEN, MAPS, CAREFUL, SHORT,
+            )  # fmt: skip
+        return out
     else:
         v = values_from(v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS)
         if CAREFUL:

@@ -79,6 +79,8 @@ def _blocks(
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
     # Registers are short there: nothing that a block could work out again is kept in them.
     SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128 and not APART)
+    # There values are not read ahead either.
+    SHORTER: tl.constexpr = not BINARY and VALUE_DIMS > 128 and (APART or (MASK != 0 and VALUE_DIMS > 256))
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES, disable_licm=SHORT):
         offsets = tl.multiple_of(first - firsts, BLOCK)
         masked = (first < whole_begin) | (first + BLOCK > whole_end)
@@ -180,7 +182,7 @@ def _blocks(
             out = out * alpha[:, None]
         out = take_in(
             p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-            EVEN, MAPS, CAREFUL,
+            EVEN, MAPS, CAREFUL, SHORTER,
         )  # fmt: skip
     return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
 
