@@ -125,10 +125,12 @@ class Pieces(NamedTuple):
         careful: bool = False,
         old: bool = False,
         short: bool = False,
+        masked: bool = False,
     ) -> "Pieces":
         """For tiles of so many rows.
 
         careful: for the kernel that does tiles again. old: before Hopper. short: of registers, in fp32.
+        masked: a mask is read.
         """
         if careful:
             single = 32 if old else 64
@@ -137,7 +139,8 @@ class Pieces(NamedTuple):
         if value_dims > 512:
             value_dims = 256
         if dtype != torch.float32:
-            return cls(dims if whole else min(dims, 128), value_dims, BLOCK)
+            keys = 16 if masked and value_dims > 256 else BLOCK
+            return cls(dims if whole else min(dims, 128), value_dims, keys)
         # A product takes 16 keys at least.
         single = 32 if short else 64 if dims > 256 else 2**10 // rows
         return cls(min(dims, single), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
@@ -320,7 +323,8 @@ def attention(
         old = not _has_tensor_maps(q)
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
-        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, old, short)
+        masked = read is not None
+        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, old, short, masked)
         maps_here = maps and not careful
         own_maps = (k_map, v_map) if maps_here else (k, v)
         if maps_here and tile_here.keys != tile.keys:

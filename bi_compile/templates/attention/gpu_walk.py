@@ -80,7 +80,7 @@ def _blocks(
     # Registers are short there: nothing that a block could work out again is kept in them.
     SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128 and not APART)
     # There values are not read ahead either.
-    SHORTER: tl.constexpr = not BINARY and VALUE_DIMS > 128 and (APART or (MASK != 0 and VALUE_DIMS > 256))
+    SHORTER: tl.constexpr = (not BINARY and VALUE_DIMS > 128 and APART) or (MASK != 0 and VALUE_DIMS > 256)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES, disable_licm=SHORT):
         offsets = tl.multiple_of(first - firsts, BLOCK)
         masked = (first < whole_begin) | (first + BLOCK > whole_end)
