@@ -327,6 +327,9 @@ def attention(
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, old, short, masked)
         maps_here = maps and not careful
         own_maps = (k_map, v_map) if maps_here else (k, v)
+        # Where shared memory lets no more blocks share a multiprocessor.
+        few_blocks = maps and read is not None and (softcap != 0 or (apart and max(dims, value_dims) > 128))
+        all_registers = few_blocks or (apart and parallel)
         if maps_here and tile_here.keys != tile.keys:
             own_maps = _tensor_map(k, dims, tile_here.keys), v_map
         attend[grid](
@@ -342,7 +345,7 @@ def attention(
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
             num_warps=tile_here.warps, num_stages=tile_here.stages,
-            **(ALL_REGISTERS if careful or (apart and parallel) else {}),
+            **(ALL_REGISTERS if careful or all_registers else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,
         )  # fmt: skip
 

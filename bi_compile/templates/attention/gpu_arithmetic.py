@@ -61,6 +61,21 @@ def power(x, BINARY: tl.constexpr):
 
 
 @triton.jit
+def ratio(t):
+    """(1 - t) / (1 + t), rounded once, for t from 0 to 0.37, and not for others.
+
+    `functions.divide` would call a subroutine for quotients that this cannot have, and keep registers for it.
+    For every t these steps round the inverse and the quotient correctly, whichever inverse within 3 units in
+    the last place they begin with: all of them were tried. A device gives one within 2.
+    """
+    below = 1.0 + t
+    inverse = 1.0 / below
+    inverse = tl.fma(tl.fma(-below, inverse, 1.0), inverse, inverse)
+    inverse = tl.fma(tl.fma(-below, inverse, 1.0), inverse, inverse)
+    return functions.divide_by(1.0 - t, below, inverse)
+
+
+@triton.jit
 def tanh(x):
     """tanh in fp32, operation for operation that of exp.h."""
     z = x * x
@@ -71,7 +86,7 @@ def tanh(x):
     # One number for both, to save registers: what lies near 0 is no larger than its argument.
     x = tl.where(tl.abs(x) > 0.5, x, tl.fma(x * z, p, x))
     t = exp(tl.abs(x) * -2.0)
-    far = functions.divide(1.0 - t, 1.0 + t)
+    far = ratio(t)
     return tl.where(tl.abs(x) > 0.5, tl.where(x < 0, -far, far), x)
 
 

@@ -6,10 +6,12 @@ its own, so that none waits for another: left to the compiler they would be spil
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 from bi_compile.templates.attention.gpu_arithmetic import added
 from bi_compile.templates.gpu.pieces import as_held, from_held, halves, held_at, joined
 
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 _PIECE = tl.constexpr(32)
 """Columns that are loaded at a time."""
 _BETWEEN_BARRIERS = tl.constexpr(64)
@@ -18,9 +20,24 @@ _BETWEEN_BARRIERS = tl.constexpr(64)
 
 @triton.jit
 def place_of_program(held, nothing, SIZE: tl.constexpr):
-    """Where this program holds SIZE numbers. nothing: 0, told late, so that none of this is kept."""
-    number = (tl.program_id(2) + nothing) * (tl.num_programs(0) + nothing) + tl.program_id(0)
-    return held + number.to(tl.int64) * SIZE
+    """Where this program holds SIZE numbers.
+
+    held: where the first one does, and the tiles and the heads, 2**together, of a row of the grid, if it has
+    several rows: what is given to a kernel takes no register. nothing: 0, told late, so that none of this is
+    kept.
+    """
+    first, tiles, together = held
+    number = (tl.program_id(2) + nothing) * ((tiles + nothing) << together) + tl.program_id(0)
+    return first + number.to(tl.int64) * SIZE
+
+
+@triton.jit
+def _in_order():
+    """What is loaded after this is not loaded before it, to save registers."""
+    if not _INTERPRETED:
+        tl.inline_asm_elementwise(
+            "bar.warp.sync 0xffffffff; mov.u32 $0, 0;", "=r", [], tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -33,14 +50,16 @@ def _sum(held, a, out, c, known):
 
 
 @triton.jit
-def _add(held, a, out, c, known):
-    """Add a split to what is held."""
+def _add(held, a, out, c, known, IN_ORDER: tl.constexpr):
+    """Add a split to what is held. IN_ORDER: not all is loaded at once."""
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if D > _PIECE:
         near, far = halves(out)
-        _add(held, a, near, c, known)
-        _add(held + M * D // 2, a, far, c, known)
+        _add(held, a, near, c, known, IN_ORDER)
+        if IN_ORDER and D > _BETWEEN_BARRIERS:
+            _in_order()
+        _add(held + M * D // 2, a, far, c, known, IN_ORDER)
     else:
         tl.store(held_at(held, M, D), as_held(_sum(held, a, out, c, known)))
 
@@ -69,14 +88,14 @@ def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if KEPT == 0:
-        _add(held, a, out, c, known)
+        _add(held, a, out, c, known, True)
         return kept
     elif KEPT == D:
         return added(kept, a, out, c)
     else:
         near, far = halves(out)
         # What is held first: its loads take the registers that are free.
-        _add(held + M * (D // 2 - KEPT), a, far, c, known)
+        _add(held + M * (D // 2 - KEPT), a, far, c, known, False)
         return add_split(kept, held, a, near, c, known, KEPT)
 
 

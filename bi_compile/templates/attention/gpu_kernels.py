@@ -29,8 +29,8 @@ def _whole(stride, LINE: tl.constexpr):
 
 @triton.jit
 def _strange(out):
-    """Whether anything in out is not finite, or so large that a sum of it is not."""
-    return (tl.sum(tl.sum(out, 1) * 0.0, 0) != 0).to(tl.int32)
+    """[M, D] -> int1 [M]: whether anything in a row is not finite, or so large that a sum of it is not."""
+    return tl.sum(out, 1) * 0.0 != 0
 
 
 @triton.jit
@@ -47,6 +47,8 @@ def _program(AXIS: tl.constexpr, AGAIN: tl.constexpr):
         return tl.program_id(AXIS)
     elif AXIS == 0:
         return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.x;", "=r", [], tl.int32, is_pure=False, pack=1)
+    elif AXIS == 1:
+        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.y;", "=r", [], tl.int32, is_pure=False, pack=1)
     else:
         tl.static_assert(AXIS == 2)
         return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.z;", "=r", [], tl.int32, is_pure=False, pack=1)
@@ -54,22 +56,22 @@ def _program(AXIS: tl.constexpr, AGAIN: tl.constexpr):
 
 @triton.jit
 def _place(
-    nothing, tiles, together, all_heads, APART: tl.constexpr, IN_TURNS: tl.constexpr,
-    AGAIN: tl.constexpr = False,
+    nothing, splits, tiles, together, all_heads, PARALLEL: tl.constexpr, APART: tl.constexpr,
+    IN_TURNS: tl.constexpr, AGAIN: tl.constexpr = False,
 ):  # fmt: skip
     """Head, tile and split of this program."""
     number, together = _program(0, AGAIN) + nothing, together + nothing
     # The first splits are short: they fill what the others leave.
     split = nothing
-    if not AGAIN:
-        split = tl.num_programs(1) - 1 - tl.program_id(1) + nothing
+    if PARALLEL:
+        split = splits - (_program(1, AGAIN) + nothing + 1)
     head, tile = number, nothing
     if APART:
         here = tl.num_programs(0) // all_heads
         head, tile = number // here, number % here
     elif IN_TURNS:
         head = (_program(2, AGAIN) << together) + (number & ((1 << together) - 1))
-        tile = tiles - 1 - (number >> together)
+        tile = tiles - ((number >> together) + 1)
     return head, tile, split
 
 
@@ -176,7 +178,7 @@ def attend(
         if (tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) & _STRANGE) == 0:
             return
     TURNS: tl.constexpr = IN_TURNS and not (APART or CAREFUL)
-    head, tile, split = _place(0, tiles, together, all_heads, APART, TURNS)
+    head, tile, split = _place(0, splits, tiles, together, all_heads, PARALLEL, APART, TURNS)
     if TURNS and head >= all_heads:
         return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
@@ -188,7 +190,8 @@ def attend(
     EVEN: tl.constexpr = SIZE % DIMS == 0 and VALUE_SIZE % VALUE_DIMS == 0
     # A zero that the compiler does not know: what is worked out with it after the walk is not kept during it.
     # Its bits, where registers are short: a cast would be kept.
-    nothing = tl.cast(zero, tl.int32, bitcast=HELD > 0)
+    LARGE: tl.constexpr = HELD > 0 or (BINARY and VALUE_DIMS > 128 and not (APART or CAREFUL))
+    nothing = tl.cast(zero, tl.int32, bitcast=LARGE)
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
     VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
@@ -221,7 +224,9 @@ def attend(
             tile_q = q_at
             if SIZE <= DIMS:
                 tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
-            mask_rows = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
+            mask_of = (mask, mask_batch, mask_head, mask_row, tile * BLOCK_M, GROUP)
+            if APART:
+                mask_of = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
 
             # Each row's first key, -1 where it has none; where the keys before are all there; and its end.
             own_first = tl.zeros((BLOCK_M,), tl.int32)
@@ -256,15 +261,14 @@ def attend(
                     whole_end = tl.min(tl.where(rows, tl.minimum(own_whole, high), keys), 0)
                     maximum, total, found, seen = walk(
                         tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
-                        mask_rows, rows, own_first, low, high, begin, end, whole_begin, whole_end,
+                        mask_of, rows, own_first, low, high, begin, end, whole_begin, whole_end,
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
                         held, 0,
                     )  # fmt: skip
                     if not CAREFUL:
-                        strange = _strange(tl.where(rows[:, None], found, 0.0))
-                        tl.store(flags_of_rows, _SEVERAL | _STRANGE, mask=rows & (strange != 0))
+                        tl.store(flags_of_rows, _SEVERAL | _STRANGE, mask=rows & _strange(found))
                     # first_key: within the loop.
                     again = first_key & nothing
                     if CAREFUL:
@@ -272,7 +276,9 @@ def attend(
                             step + again, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
                         )
                     else:
-                        head, tile, split = _place(again, tiles, together, all_heads, APART, TURNS)
+                        head, tile, split = _place(
+                            again, splits, tiles, together, all_heads, PARALLEL, APART, TURNS
+                        )
                     _store(
                         out, lse, parts, states, head, tile, split, piece, rows, maximum, total, found, seen,
                         queries, heads, kv_heads, all_heads, splits, value_dims,
@@ -287,6 +293,10 @@ def attend(
                     begin = tl.min(tl.where(left, own_first, keys), 0)
                     several = (tl.max(tl.where(left, own_first, -1), 0) > begin).to(tl.int32)
                     end = tl.where(several == 0, tl.max(tl.where(left, own_end, 0), 0), 0)
+                if FLAGGED and not CAREFUL:
+                    # Before the walk, which need not keep it then: rows that are not walked are not strange.
+                    number = (split * tiles + tile) * all_heads + head
+                    tl.store(flags + number, several * _SEVERAL, mask=piece == 0)
                 first_key = begin
                 if PARALLEL:
                     begin = first_key + split_begin(split)
@@ -299,11 +309,11 @@ def attend(
                 else:
                     maximum, total, found, seen = walk(
                         tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
-                        mask_rows, left, first_key, own_first, own_end, begin, end, begin, whole,
+                        mask_of, left, first_key, own_first, own_end, begin, end, begin, whole,
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
-                        held, HELD,
+                        (held, tiles, together), HELD,
                     )  # fmt: skip
                 if CAREFUL:
                     _, head, tile, split, piece = _place_again(
@@ -311,17 +321,12 @@ def attend(
                     )
                 else:
                     head, tile, split = _place(
-                        nothing, tiles, together, all_heads, APART, TURNS, HELD > 0 and EARLY
+                        nothing, splits, tiles, together, all_heads, PARALLEL, APART, TURNS, LARGE and EARLY
                     )
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
-                    number = (split * tiles + tile) * all_heads + head
-                    if VALUE_PIECES > 1:
-                        strange = _strange(found)
-                        told = (piece == 0) | (strange != 0)
-                        tl.store(flags + number, several * _SEVERAL | strange * _STRANGE, mask=told)
-                    else:
-                        tl.store(flags + number, several * _SEVERAL | _strange(found) * _STRANGE)
+                    number = (split * tiles + tile) * all_heads + head + tl.zeros((BLOCK_M,), tl.int32)
+                    tl.store(flags + number, _STRANGE, mask=_strange(found))
                 _store(
                     out, lse, parts, states, head, tile, split, piece, left, maximum, total, found, seen,
                     queries, heads, kv_heads, all_heads, splits, value_dims,

@@ -62,6 +62,22 @@ def _read(
     tl.store(ends + row, end)
 
 
+@triton.jit
+def rows_of_mask(of, batch, kv_head, nothing, BLOCK_M: tl.constexpr):
+    """[BLOCK_M]: where what a mask says of the rows of a tile begins.
+
+    of: the mask, its strides over batch, heads and queries, the tile's first row, and how many query heads
+    share keys. nothing: 0, told late where what is worked out here is not to be kept in registers.
+    """
+    mask, batch_stride, head_stride, query_stride, first_row, group = of
+    row = first_row + nothing + tl.arange(0, BLOCK_M)
+    batch, first_head = (batch + nothing).to(tl.int64), (kv_head * group + nothing).to(tl.int64)
+    head, query = (row % group).to(tl.int64), (row // group).to(tl.int64)
+    head_stride += nothing
+    mask += batch * (batch_stride + nothing) + first_head * head_stride
+    return mask + head * head_stride + query * (query_stride + nothing)
+
+
 class ReadMask(NamedTuple):
     """What `attend` reads of a mask [B, H, Lq, Lk]. Dims of stride 0 stay so."""
 

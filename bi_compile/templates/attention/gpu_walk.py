@@ -18,6 +18,7 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     tanh,
 )
 from bi_compile.templates.attention.gpu_held import add_split, place_of_program, with_split
+from bi_compile.templates.attention.gpu_masks import rows_of_mask
 from bi_compile.templates.attention.gpu_products import scores_of, take_in
 from bi_compile.templates.gpu import functions
 
@@ -28,6 +29,19 @@ def _below(count):
     one = tl.full(count.shape, 1, tl.int64)
     some = (one << tl.minimum(tl.maximum(count, 0), BLOCK - 1).to(tl.int64)) - 1
     return tl.where(count >= BLOCK, -1, some)
+
+
+@triton.jit
+def _bits(word, key):
+    """[M], [BLOCK] -> int1 [M, BLOCK]: the bits of a word of 64.
+
+    A thread of a product has two keys out of eight: it shifts a word to them once, and all else is constant.
+    Shifted by each key, 32 registers would hold what it is shifted by, or to.
+    """
+    near, far = word.to(tl.int32), (word >> 32).to(tl.int32)
+    own, others = key & 6, key & 25
+    shifted = tl.where((key < 32)[None, :], near[:, None] >> own[None, :], far[:, None] >> own[None, :])
+    return (shifted & (1 << others)[None, :]) != 0
 
 
 @triton.jit
@@ -45,9 +59,8 @@ def _masked(
     if MASK == BOOLEAN:
         word = mask & _below(ends - first)
         if APART:
-            word = word & ~_below(lows - first)
-        word = tl.where(rows, word, 0)
-        attended = ((word[:, None] >> key[None, :].to(tl.int64)) & 1) != 0
+            word = tl.where(rows, word & ~_below(lows - first), 0)
+        attended = _bits(word, key)
     else:
         at = first + key
         attended = rows[:, None] & (at[None, :] < ends[:, None])
@@ -64,21 +77,25 @@ _ALWAYS = tl.constexpr(2)
 @triton.jit
 def _blocks(
     state, begin, end, whole_begin, whole_end,
-    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
+    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows, ends,
     keys, q_step, k_step, k_stride, v_stride,
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
-    CAREFUL: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
-    held, HELD: tl.constexpr,
+    CAREFUL: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr,
+    STAGES: tl.constexpr, held, HELD: tl.constexpr,
 ):  # fmt: skip
-    """`walk` from a state to the next. MASKED: to which blocks the mask is applied."""
+    """`walk` from a state to the next. MASKED: to which blocks the mask is applied.
+
+    mask_of: what `rows_of_mask` gives or, AGAIN, takes in each block.
+    """
     BLOCK_M: tl.constexpr = q.shape[0]
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
     # Registers are short there: nothing that a block could work out again is kept in them.
-    SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128 and not APART)
+    LARGE: tl.constexpr = VALUE_DIMS > 128 and not APART and (not BINARY or MASK != 0 or CAPPED)
+    SHORT: tl.constexpr = CAREFUL or LARGE or (BINARY and APART and (MASK == ADDITIVE or not MAPS))
     # There values are not read ahead either.
     SHORTER: tl.constexpr = (not BINARY and VALUE_DIMS > 128 and APART) or (MASK != 0 and VALUE_DIMS > 256)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES, disable_licm=SHORT):
@@ -87,11 +104,17 @@ def _blocks(
         # Before the products: the layout of a mask would otherwise become that of the scores.
         mask = seen
         if MASK != 0 and MASKED != _NEVER:
-            meets = rows & (first < ends)
+            # A row that is not there ends before it begins.
+            meets = first < ends
             if MASKED == _WHERE_NEEDED:
                 meets = meets & masked
             if APART:
-                meets = meets & (first >= lows)
+                meets = rows & meets & (first >= lows)
+            if AGAIN:
+                nothing = tl.multiple_of(first & tl.cast(zero, tl.int32, bitcast=True), 16)
+                mask_rows = rows_of_mask(mask_of, batch, kv_head, nothing, BLOCK_M)
+            else:
+                mask_rows = mask_of
             if MASK == BOOLEAN:
                 mask = tl.load(mask_rows + offsets // BLOCK, mask=meets, other=0)
             elif APART:
@@ -100,9 +123,11 @@ def _blocks(
             else:
                 mask_at = mask_rows[:, None] + (offsets + key)[None, :]
                 mask = tl.load(mask_at, mask=meets[:, None], other=-float("inf"))
+        # Of 16 bits its bits: whether there are any pieces would be kept for all blocks.
+        no_pieces = first & tl.cast(zero, tl.int32, bitcast=True) if BINARY else tl.cast(zero, tl.int32)
         scores = scores_of(
             q, k_head, k_block, k_map, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
-            tl.cast(zero, tl.int32), SIZE, EVEN, MAPS,
+            no_pieces, SIZE, EVEN, MAPS,
         )  # fmt: skip
         if NATURAL:
             scores = scores * before
@@ -189,7 +214,7 @@ def _blocks(
 
 @triton.jit
 def walk(
-    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows, ends,
+    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows, ends,
     begin, end, whole_begin, whole_end, keys, q_step, k_step, k_stride, v_stride,
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
@@ -198,13 +223,15 @@ def walk(
 ):  # fmt: skip
     """The state of rows [M] after the keys from begin to end.
 
-    firsts: the key from which blocks and splits are counted, [M] where APART, all a multiple of BLOCK away
-    from begin. lows, ends [M]: where each row's keys begin, where APART, and end. whole_begin, whole_end: the
-    keys between are there for all rows, with nothing added. SPLITS: there may be several. NATURAL: scores are
-    multiplied by `before` on their own, not in the exponent. MAPS: keys and values are read through tensor
-    maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is not masked, is kept
-    there alone. STAGES: how many blocks are on the way at a time. held: where HELD columns of the sum of
-    finished splits wait for each program, see `gpu_held`; with neither CAREFUL nor APART.
+    mask_of: what `rows_of_mask` takes, or what it gives where APART and not CAREFUL. firsts: the key from
+    which blocks and splits are counted, [M] where APART, all a multiple of BLOCK away from begin. lows, ends
+    [M]: where each row's keys begin, where APART, and end: at 0 for rows that are not there. whole_begin,
+    whole_end: the keys between are there for all rows, with nothing added. SPLITS: there may be several.
+    NATURAL: scores are multiplied by `before` on their own, not in the exponent. MAPS: keys and values are
+    read through tensor maps. CAREFUL: values may be non-finite; seen [M], whether a row has met a key that is
+    not masked, is kept there alone. STAGES: how many blocks are on the way at a time. held: where HELD
+    columns of the sum of finished splits wait for each program, as `place_of_program` takes it, see
+    `gpu_held`; with neither CAREFUL nor APART.
     """
     BLOCK_M: tl.constexpr = q.shape[0]
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
@@ -217,6 +244,10 @@ def walk(
         KEPT: tl.constexpr = VALUE_DIMS - HELD
         all_out = tl.zeros((BLOCK_M, KEPT if KEPT else 1), tl.float32)
     state = (maximum, total, out, seen, maximum, total, all_out, seen)
+    # Where each row of a mask begins is worked out in each block where registers are short.
+    AGAIN: tl.constexpr = CAREFUL or (not APART and BLOCK_M > 16 and (VALUE_DIMS > 128 or MASK == ADDITIVE))
+    if MASK != 0 and not (APART or AGAIN):
+        mask_of = rows_of_mask(mask_of, batch, kv_head, 0, BLOCK_M)
     # With a mask, a loop for the blocks that it leaves as they are, and one for the rest.
     LOOPS: tl.constexpr = MASK != 0 and not (CAREFUL or APART)
     NEEDED: tl.constexpr = not CAREFUL and (MASK == 0 or (MASK == BOOLEAN and APART))
@@ -224,19 +255,19 @@ def walk(
         masked = begin + tl.maximum(0, tl.minimum(whole_end, end) - begin) // BLOCK * BLOCK
         state = _blocks(
             state, begin, masked, whole_begin, whole_end,
-            q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
+            q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows,
             ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
             key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
-            _NEVER, STAGES, held, HELD,
+            _NEVER, AGAIN, STAGES, held, HELD,
         )  # fmt: skip
         begin = masked
     # What is read of the mask takes its place in shared memory.
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = _blocks(
         state, begin, end, whole_begin, whole_end,
-        q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_rows, rows, firsts, lows,
+        q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows,
         ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
         key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
-        _WHERE_NEEDED if NEEDED else _ALWAYS, 2 if LOOPS and STAGES > 2 else STAGES, held, HELD,
+        _WHERE_NEEDED if NEEDED else _ALWAYS, AGAIN, 2 if LOOPS and STAGES > 2 else STAGES, held, HELD,
     )  # fmt: skip
     if HELD:
         now, a, c = factors(all_maximum, maximum, BINARY)
