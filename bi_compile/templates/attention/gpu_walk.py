@@ -245,8 +245,10 @@ def walk(
         all_out = tl.zeros((BLOCK_M, KEPT if KEPT else 1), tl.float32)
     state = (maximum, total, out, seen, maximum, total, all_out, seen)
     # Where each row of a mask begins is worked out in each block where registers are short.
-    AGAIN: tl.constexpr = CAREFUL or (not APART and BLOCK_M > 16 and (VALUE_DIMS > 128 or MASK == ADDITIVE))
-    if MASK != 0 and not (APART or AGAIN):
+    AGAIN: tl.constexpr = (CAREFUL and BINARY) or (
+        not APART and BLOCK_M > 16 and (VALUE_DIMS > 128 or MASK == ADDITIVE)
+    )
+    if MASK != 0 and (CAREFUL or not APART) and not AGAIN:
         mask_of = rows_of_mask(mask_of, batch, kv_head, 0, BLOCK_M)
     # With a mask, a loop for the blocks that it leaves as they are, and one for the rest.
     LOOPS: tl.constexpr = MASK != 0 and not (CAREFUL or APART)
