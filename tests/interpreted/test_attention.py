@@ -384,3 +384,22 @@ def test_no_keys():
     found, lse = gpu.attention(q, k, v, None, False, 0.3)
     assert (found == 0).all()
     assert (lse == -INF).all()
+
+
+def far_apart(x):
+    """x [B, H, ...] with heads 2**30 numbers from each other; what is between is never touched."""
+    stride = 2**30
+    storage = torch.empty((x.shape[1] - 1) * stride + x[0, 0].numel(), dtype=x.dtype)
+    spread = storage.as_strided(x.shape, (x.stride(0), stride, *x.stride()[2:]))
+    return spread.copy_(x)
+
+
+def test_heads_that_are_far_apart(monkeypatch):
+    """Offsets beyond 2**31, as of a mask of 32 heads over more than 8,192 keys."""
+    q, k, v = inputs(1, 3, 1, 5, 70, 16, 16, BF16)
+    check(far_apart(q), k, v)
+    stock = gpu.ReadMask.of
+    monkeypatch.setattr(
+        gpu.ReadMask, "of", lambda *given: (read := stock(*given))._replace(values=far_apart(read.values))
+    )
+    check(q, k, v, masks(1, 5, 70)["added"].to(BF16).expand(1, 3, 5, 70).contiguous())

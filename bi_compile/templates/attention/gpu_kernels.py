@@ -217,7 +217,7 @@ def attend(
             value_dims = piece * VALUE_DIMS + value_dim < VALUE_SIZE
             k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
             v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head + piece * VALUE_DIMS * v_dim
-            q_at = own_head * q_head + query.to(tl.int64) * q_row
+            q_at = own_head.to(tl.int64) * q_head + query.to(tl.int64) * q_row
             q_at = q + far_batch * q_batch + q_at[:, None] + dim[None, :] * q_dim
             if EARLY and not (CAREFUL or APART):
                 cuda.gdc_wait()
@@ -226,7 +226,8 @@ def attend(
                 tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
             mask_of = (mask, mask_batch, mask_head, mask_row, tile * BLOCK_M, GROUP)
             if APART:
-                mask_of = mask + far_batch * mask_batch + own_head * mask_head + query.to(tl.int64) * mask_row
+                mask_of = mask + far_batch * mask_batch + own_head.to(tl.int64) * mask_head
+                mask_of += query.to(tl.int64) * mask_row
 
             # Each row's first key, -1 where it has none; where the keys before are all there; and its end.
             own_first = tl.zeros((BLOCK_M,), tl.int32)
