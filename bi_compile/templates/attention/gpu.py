@@ -78,8 +78,9 @@ class Tile:
                 # Two warps would spill what they read of the mask.
                 return cls(16, 4, 2 if added else fit)
             stages = 2 if many else fit
-            # Addresses of what is not mapped take registers.
-            return cls(16, 2 if maps or dims <= 128 else 8, stages)
+            # Addresses of what is not mapped take registers, those of a mask's numbers too.
+            few = 4 if added and dims > 64 else 2
+            return cls(16, 2 if maps else few if dims <= 128 else 8, stages)
         if small:
             return cls(32, 8, 2)
         if dims > 128:
@@ -96,7 +97,7 @@ class Tile:
         if dtype == torch.float32:
             return cls(_FEW_ROWS if 256 < dims <= 512 else 16, 8, 1)
         if dims > 128:
-            return cls(16, 4, 2) if dims <= 256 else cls(16, 8, 1)
+            return cls(16, 4 if maps else 8, 2) if dims <= 256 else cls(16, 8, 1)
         if group > 2 and maps and not small:
             return cls(64, 4, 2)
         return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
