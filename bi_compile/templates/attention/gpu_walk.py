@@ -94,7 +94,7 @@ def _blocks(
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
     # Registers are short there: nothing that a block could work out again is kept in them.
-    LARGE: tl.constexpr = VALUE_DIMS > 128 and not APART and (not BINARY or MASK != 0 or CAPPED)
+    LARGE: tl.constexpr = VALUE_DIMS > 128 and not APART and (not MAPS or MASK != 0 or CAPPED)
     SHORT: tl.constexpr = CAREFUL or LARGE or (BINARY and APART and (MASK == ADDITIVE or not MAPS))
     # There values are not read ahead either.
     SHORTER: tl.constexpr = (not BINARY and VALUE_DIMS > 128 and APART) or (MASK != 0 and VALUE_DIMS > 256)
