@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT
 from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.attention.contract import refuse_dtype
+from bi_compile.templates.attention.gpu_arithmetic import ADDITIVE
 from bi_compile.templates.attention.gpu_kernels import attend
 from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.attention.gpu_merge import merge_splits
@@ -67,7 +68,9 @@ class Tile:
         if dtype == torch.float32:
             # Few warps wait less for each other, but what they multiply has to fit their registers.
             few = rows <= 4 and dims <= (64 if added else 128)
-            most = _FEW_ROWS if mask is not None and 256 < dims <= 512 else 16
+            # Hopper alone has registers for 16 rows of 512 numbers, and those without a mask.
+            hard = mask is not None or small or memory < 2**17
+            most = _FEW_ROWS if hard and 256 < dims <= 512 else 16
             return cls(min(most, max(4, power_of_two(rows))), 4 if few else 8, 1)
         if dims > 256:
             return cls(16, 8, 1)
@@ -124,18 +127,15 @@ class Pieces(NamedTuple):
         value_dims: int,
         dtype: torch.dtype,
         careful: bool = False,
-        old: bool = False,
         short: bool = False,
         masked: bool = False,
     ) -> "Pieces":
         """For tiles of so many rows.
 
-        careful: for the kernel that does tiles again. old: before Hopper. short: of registers, in fp32.
-        masked: a mask is read.
+        careful: for the kernel that does tiles again. short: of registers, in fp32. masked: a mask is read.
         """
         if careful:
-            single = 32 if old else 64
-            return cls(min(dims, single if dtype == torch.float32 else 128), min(value_dims, 128), BLOCK)
+            return cls(min(dims, 32), min(value_dims, 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
@@ -143,7 +143,7 @@ class Pieces(NamedTuple):
             keys = 16 if masked and value_dims > 256 else BLOCK
             return cls(dims if whole else min(dims, 128), value_dims, keys)
         # A product takes 16 keys at least.
-        single = 32 if short else 64 if dims > 256 else 2**10 // rows
+        single = 32 if short else 64 if dims > 256 or (masked and rows <= 4) else 2**10 // rows
         return cls(min(dims, single), value_dims, min(BLOCK, max(16, 2**16 // (rows * value_dims))))
 
 
@@ -325,7 +325,7 @@ def attention(
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
         masked = read is not None
-        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, old, short, masked)
+        pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, short, masked)
         maps_here = maps and not careful
         own_maps = (k_map, v_map) if maps_here else (k, v)
         # Where shared memory lets no more blocks share a multiprocessor.
@@ -357,7 +357,7 @@ def attention(
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        careful = Tile(_CAREFUL_ROWS, 8, 1)
+        careful = Tile(_CAREFUL_ROWS if softcap == 0 and kind != ADDITIVE.value else _FEW_ROWS, 8, 1)
         launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
