@@ -68,7 +68,7 @@ class Tile:
         if dtype == torch.float32:
             # Few warps wait less for each other, but what they multiply has to fit their registers.
             few = rows <= 4 and dims <= (64 if added else 128)
-            # Hopper alone has registers for 16 rows of 512 numbers, and those without a mask.
+            # 16 rows of 512 numbers spill on 86, 89 and 100, and with a mask everywhere.
             hard = mask is not None or small or memory < 2**17
             most = _FEW_ROWS if hard and 256 < dims <= 512 else 16
             return cls(min(most, max(4, power_of_two(rows))), 4 if few else 8, 1)
@@ -357,6 +357,7 @@ def attention(
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
+        # A bias or a softcap leaves no registers to more rows.
         careful = Tile(_CAREFUL_ROWS if softcap == 0 and kind != ADDITIVE.value else _FEW_ROWS, 8, 1)
         launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
