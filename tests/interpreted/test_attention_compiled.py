@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.interpreted.attention_matrix import KERNELS
 from tests.interpreted.compiled import run_compiled
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
@@ -74,7 +75,6 @@ SMALL = [
     ("float32", 256, *PREFILL),
 ]
 CASES = {80: LARGE, 86: SMALL, 90: ALL, 100: LARGE}
-KERNELS = ("walk", "apart", "careful", "merge_splits", "read")
 
 
 def _built(capability: int, cases: list, kernels: tuple[str, ...] = KERNELS) -> list[list]:
