@@ -16,16 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
-_PRELOADED = [
-    "torch._subclasses",
-    "tests.interpreted.contraction_compiled",
-    "tests.interpreted.pretended",
-    *(
-        f"bi_compile.templates.{family}.gpu"
-        for family in ("attention", "convolution", "distance", "normalization", "scan", "scatter", "softmax")
-    ),
-]
-
 BUILDS: list[dict] = []
 
 LIMITS = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -118,7 +108,7 @@ def run_compiled(program: str) -> str:
     That process is forked off one that has imported what takes long.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["tests.interpreted.preloaded"])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(program, sender))
     interpreted = os.environ.pop("TRITON_INTERPRET", None)

@@ -30,6 +30,11 @@ OLD = {"mma.sync"}
 FAMILIES = {80: OLD, 86: OLD, 89: OLD, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"tcgen05.mma"}}
 
 
+def again(*values):
+    """A case of which others show much already; with all of them two cores take over five minutes."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
 def evaluated(expression: str):
     """The value of an expression in `contraction_compiled`, in a process without the interpreter."""
     program = "import json; from tests.interpreted.contraction_compiled import *\n"
@@ -70,7 +75,12 @@ def test_every_shipped_configuration(capability, dtype, forms):
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "form"),
-    [(80, "bfloat16", "one"), (90, "bfloat16", "one"), (90, "float16", "sequence"), (90, "float32", "one")],
+    [
+        (80, "bfloat16", "one"),
+        (90, "bfloat16", "one"),
+        again(90, "float16", "sequence"),
+        (90, "float32", "one"),
+    ],
 )
 def test_with_matrices_to_add(capability, dtype, form):
     rows = evaluated(f"added({capability}, torch.{dtype}, {form!r})")
@@ -94,12 +104,14 @@ FINISHED = {
     [
         (80, "bfloat16", ["gelu", "sum"], "one"),
         (80, "float32", ["silu"], "sequence"),
-        (90, "bfloat16", ["relu squared", "gelu", "gated", "sum"], "one"),
+        (90, "bfloat16", ["gelu", "sum"], "one"),
+        again(90, "bfloat16", ["relu squared", "gated"], "one"),
         (90, "bfloat16", ["silu"], "sequence"),
         (90, "bfloat16", ["gated"], "parallel"),
         (90, "float16", ["silu"], "one"),
         (90, "float32", ["gelu tanh", "sum"], "one"),
-        (100, "bfloat16", ["relu", "gated", "sum"], "one"),
+        (100, "bfloat16", ["gated"], "one"),
+        again(100, "bfloat16", ["relu", "sum"], "one"),
         (100, "bfloat16", ["relu squared"], "sequence"),
         (100, "float32", ["gelu"], "sequence"),
     ],
@@ -146,9 +158,11 @@ def test_groups_have_the_order_of_products(capability, dtype, cut):
     [
         (80, "bfloat16", ["silu", "sum"]),
         (80, "float32", ["gated"]),
-        (90, "bfloat16", ["silu", "gated", "sum"]),
+        (90, "bfloat16", ["gated", "sum"]),
+        again(90, "bfloat16", ["silu"]),
         (90, "float32", ["gated"]),
-        (100, "bfloat16", ["silu", "gated", "sum"]),
+        (100, "bfloat16", ["silu"]),
+        again(100, "bfloat16", ["gated", "sum"]),
     ],
 )
 def test_groups_with_epilogues(capability, dtype, names):

@@ -95,6 +95,15 @@ class Tile:
         return cls(64, 4, 3, kept=0 if capped and mask is not None else None)
 
     @classmethod
+    def of_careful(cls, dtype: torch.dtype, mask: torch.dtype | None, capped: bool, maps: bool) -> "Tile":
+        """For the kernel that does tiles again. maps: of a device with tensor maps."""
+        # What a bias or a softcap takes leaves no registers to more rows; before Hopper, no mask does.
+        few = capped or mask not in (None, torch.bool)
+        if dtype != torch.float32 and not maps:
+            few = few or mask is not None
+        return cls(_FEW_ROWS if few else _CAREFUL_ROWS, 8, 1)
+
+    @classmethod
     def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
@@ -132,10 +141,11 @@ class Pieces(NamedTuple):
     ) -> "Pieces":
         """For tiles of so many rows.
 
-        careful: for the kernel that does tiles again. short: of registers, in fp32. masked: a mask is read.
+        careful: for the kernel that does tiles again. short: of registers, there or in fp32. masked: by one
+        that is read.
         """
         if careful:
-            return cls(min(dims, 32), min(value_dims, 128), BLOCK)
+            return cls(min(dims, 16 if short else 32), min(value_dims, 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
@@ -324,6 +334,8 @@ def attention(
         old = not _has_tensor_maps(q)
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
+        if careful:
+            short = softcap != 0 and kind == ADDITIVE.value
         masked = read is not None
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, short, masked)
         maps_here = maps and not careful
@@ -357,8 +369,7 @@ def attention(
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        # A bias or a softcap leaves no registers to more rows.
-        careful = Tile(_CAREFUL_ROWS if softcap == 0 and kind != ADDITIVE.value else _FEW_ROWS, 8, 1)
+        careful = Tile.of_careful(q.dtype, None if read is None else mask.dtype, softcap != 0, early)
         launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
