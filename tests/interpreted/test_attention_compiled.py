@@ -115,15 +115,15 @@ def test_masks_and_softcaps_spill_nothing():
 @pytest.mark.parametrize(
     ("capability", "cases"),
     [
-        (80, [(128, *GROUPED), (100, *GROUPED)]),
-        (86, [(128, *WINDOW), (96, *FEW_MASKED), (80, *BIASED)]),
-        (90, [(80, *CAPPED_BIAS), (256, *CAPPED_BIAS), (96, *BIAS)]),
-        (100, [(100, *PREFILL), (512, *CAPPED_BIAS)]),
+        (80, [("bfloat16", 128, *GROUPED), ("float32", 128, *CAPPED_BIAS)]),
+        (86, [("bfloat16", 128, *WINDOW), ("bfloat16", 96, *FEW_MASKED), ("float32", 80, *BIAS)]),
+        (90, [("bfloat16", 80, *CAPPED_BIAS), ("bfloat16", 256, *CAPPED_BIAS), ("float32", 96, *BIAS)]),
+        (100, [("bfloat16", 100, *PREFILL), ("bfloat16", 512, *CAPPED_BIAS), ("float32", 128, *WINDOW)]),
     ],
 )
 def test_tiles_done_again_spill_nothing(capability, cases):
     """The kernel of what is not finite has to count as well: it spilled 8 bytes here and there."""
-    rows = _built(capability, [("bfloat16", *case) for case in cases], ("careful",))
+    rows = _built(capability, cases, ("careful",))
     assert len(rows) == len(cases)
     for dtype, size, kind, pieces, order, stack, _ in rows:
         assert stack == 0, (size, kind, stack)

@@ -97,10 +97,13 @@ class Tile:
     @classmethod
     def of_careful(cls, dtype: torch.dtype, mask: torch.dtype | None, capped: bool, maps: bool) -> "Tile":
         """For the kernel that does tiles again. maps: of a device with tensor maps."""
-        # What a bias or a softcap takes leaves no registers to more rows; before Hopper, no mask does.
-        few = capped or mask not in (None, torch.bool)
-        if dtype != torch.float32 and not maps:
-            few = few or mask is not None
+        # What a mask or a softcap takes leaves no registers to more rows, with these exceptions.
+        added = mask not in (None, torch.bool)
+        few = capped or mask is not None
+        if maps and dtype != torch.float32:
+            few = capped or added
+        elif not maps and dtype == torch.float32:
+            few = capped and added
         return cls(_FEW_ROWS if few else _CAREFUL_ROWS, 8, 1)
 
     @classmethod
@@ -145,7 +148,9 @@ class Pieces(NamedTuple):
         that is read.
         """
         if careful:
-            return cls(min(dims, 16 if short else 32), min(value_dims, 128), BLOCK)
+            single = dtype == torch.float32
+            few_dims, few_values = short and not single, short and single
+            return cls(min(dims, 16 if few_dims else 32), min(value_dims, 64 if few_values else 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
