@@ -34,6 +34,8 @@ class Case(NamedTuple):
     softcap: float = 0.0
     multiprocessors: int = 1
     """Of few, splits are walked in sequence; of many, in parallel."""
+    value_size: int | None = None
+    """None: that of keys."""
 
 
 CASES = {
@@ -48,6 +50,13 @@ CASES = {
     "few": Case(32, 2, causal=True, multiprocessors=132),
     "few in sequence": Case(32, 4, causal=True),
     "short decode": Case(32, 1, 200),
+    "latent": Case(32, 512, causal=True, value_size=128),
+    "latent window": Case(32, 512, mask="boolean", value_size=128),
+    "latent bias": Case(32, 512, causal=True, mask="added", value_size=128),
+    "latent in parallel": Case(8, 64, causal=True, multiprocessors=1000, value_size=128),
+    "latent decode": Case(32, 1, multiprocessors=132, value_size=128),
+    "latent capped": Case(32, 512, causal=True, softcap=2.0, value_size=128),
+    "latent capped bias": Case(32, 512, causal=True, mask="added", softcap=2.0, value_size=128),
     "window": Case(32, 512, mask="boolean"),
     "window alone": Case(8, 512, mask="boolean"),
     "window in parallel": Case(8, 64, mask="boolean", multiprocessors=1000),
@@ -99,7 +108,7 @@ def builds(dtype: str, size: int, case: Case, kernels: Iterable[str] = KERNELS) 
         kind = torch.bool if case.mask == "boolean" else q.dtype
         mask = torch.ones(1, 1, case.queries, case.keys, dtype=kind)
     try:
-        gpu.attention(q, k, k, mask, case.causal, 0.1, case.softcap)
+        gpu.attention(q, k, k[..., : case.value_size].contiguous(), mask, case.causal, 0.1, case.softcap)
     finally:
         gpu.attend, gpu.merge_splits, gpu_masks._read = stock
     found = list(compiled.BUILDS)

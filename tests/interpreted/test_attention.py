@@ -254,8 +254,8 @@ def test_tensor_maps_read_what_pointers_read(monkeypatch):
     plain = [gpu.attention(q, k, v, None, causal, 0.3)[0] for causal in (False, True)]
     monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
     used = []
-    stock = gpu._tensor_map
-    monkeypatch.setattr(gpu, "_tensor_map", lambda *a: used.append(a) or stock(*a))
+    stock = gpu.tensor_maps
+    monkeypatch.setattr(gpu, "tensor_maps", lambda *a: used.append(a) or stock(*a))
     for causal, expected in zip((False, True), plain, strict=True):
         assert_same_bits(gpu.attention(q, k, v, None, causal, 0.3)[0].contiguous(), expected.contiguous())
     assert len(used) == 4

@@ -6,13 +6,19 @@ from typing import NamedTuple
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT
 from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.attention.contract import refuse_dtype
 from bi_compile.templates.attention.gpu_arithmetic import ADDITIVE
 from bi_compile.templates.attention.gpu_kernels import attend
+from bi_compile.templates.attention.gpu_maps import (
+    Columns,
+    in_whole_lines,
+    mappable,
+    row_strides,
+    tensor_maps,
+)
 from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.attention.gpu_merge import merge_splits
 from bi_compile.templates.gpu.device import ALL_REGISTERS, COMPILATION, processor
@@ -56,10 +62,11 @@ class Tile:
     @classmethod
     def choose(
         cls, rows: int, dims: int, dtype: torch.dtype, maps: bool, many: bool, small: bool,
-        mask: torch.dtype | None, memory: int, capped: bool = False,
+        mask: torch.dtype | None, memory: int, capped: bool = False, value_dims: int | None = None,
     ) -> "Tile":  # fmt: skip
-        """For `rows` that share their keys, head sizes padded to `dims`.
+        """For `rows` that share their keys, with `dims` columns of a key or a value, of which there are more.
 
+        value_dims: those of a value, else as many.
         maps: keys and values are read through tensor maps. many: there are more heads than run at a time.
         small: fewer than 64 rows, see `_has_tensor_memory`. mask: its dtype, if one is read. memory: bytes
         that a block may share. capped: scores have a softcap.
@@ -86,13 +93,17 @@ class Tile:
             return cls(16, 2 if maps else few if dims <= 128 else 8, stages)
         if small:
             return cls(32, 8, 2)
-        if dims > 128:
-            # What a mask or a softcap takes leaves no registers to the sum.
-            kept = 0 if capped or mask is not None else 64
-            return cls(128, 8, 2, kept=kept) if maps else cls(32, 8, 2)
         if not maps:
             return cls(32, 8, 2)
-        return cls(64, 4, 3, kept=0 if capped and mask is not None else None)
+        if dims > 192:
+            # What a mask or a softcap takes leaves no registers to the sum.
+            return cls(128, 8, 2, kept=0 if capped or mask is not None else 64)
+        if dims > 128:
+            # Where values leave registers to a mask's numbers, two blocks share a multiprocessor.
+            return cls(64, 4, 2) if added and (value_dims or dims) <= 128 else cls(128, 8, 3, kept=128)
+        # Blocks of 96 columns leave room to a third one, where they have neither mask nor softcap.
+        three = 80 < dims <= 96 and mask is None and not capped
+        return cls(64, 4, 2 if three else 3, kept=0 if capped and mask is not None else None)
 
     @classmethod
     def of_careful(cls, dtype: torch.dtype, mask: torch.dtype | None, capped: bool, maps: bool) -> "Tile":
@@ -224,40 +235,6 @@ def _has_tensor_memory(x: torch.Tensor) -> bool:
     return x.device.type == "cuda" and processor(x.device.index or 0).capability >= 100
 
 
-def _row_strides(x: torch.Tensor) -> list[int]:
-    """Of the dims of x [B, H, L, size] along which there is more than one row."""
-    return [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-
-
-def _begins_lines(x: torch.Tensor) -> bool:
-    """Whether the numbers of every row of x [B, H, L, size] lie together, from whole 16 bytes on."""
-    step = 16 // x.element_size()
-    return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s % step == 0 for s in _row_strides(x))
-
-
-def _mappable(x: torch.Tensor) -> bool:
-    return _begins_lines(x) and all(s > 0 for s in _row_strides(x))
-
-
-def _in_whole_lines(x: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, size], or a copy whose rows begin at whole 16 bytes and end with zeros.
-
-    Read number by number, a tile takes an address for each and spills thousands of bytes.
-    """
-    step, size = 16 // x.element_size(), x.shape[3]
-    if size % step == 0 and _begins_lines(x):
-        return x
-    copy = x.new_zeros(*x.shape[:3], triton.cdiv(size, step) * step)
-    copy[..., :size] = x
-    return copy
-
-
-def _tensor_map(x: torch.Tensor, dims: int, keys: int = BLOCK) -> TensorDescriptor:
-    """Blocks of `keys` keys of x [B, H, keys, size], the size padded with zeros."""
-    strides = [stride if size > 1 else dims for stride, size in zip(x.stride(), x.shape, strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, keys, dims])
-
-
 @implements("attention")
 def attention(
     q: torch.Tensor,
@@ -270,7 +247,7 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     refuse_dtype(q)
     given = v.shape[3]
-    q, k, v = _in_whole_lines(q), _in_whole_lines(k), _in_whole_lines(v)
+    q, k, v = in_whole_lines(q), in_whole_lines(k), in_whole_lines(v)
     batch, heads, queries, size = q.shape
     kv_heads, keys, value_size = k.shape[1], k.shape[2], v.shape[3]
     out = torch.empty(batch, queries, heads, value_size, dtype=q.dtype, device=q.device)
@@ -283,7 +260,11 @@ def attention(
     dims, value_dims = max(16, power_of_two(size)), max(16, power_of_two(value_size))
     binary = q.dtype != torch.float32
     # Larger heads are multiplied by pieces.
-    maps = max(dims, value_dims) <= 256 and binary and _has_tensor_maps(q) and _mappable(k) and _mappable(v)
+    maps = max(dims, value_dims) <= 256 and binary and _has_tensor_maps(q) and mappable(k) and mappable(v)
+    columns, value_columns = Columns(dims), Columns(value_dims)
+    if maps:
+        columns, value_columns = Columns.of(size), Columns.of(value_size)
+    widest = max(sum(columns), sum(value_columns))
     processors, splits = _multiprocessors(q), splits_of(keys)
     many = batch * kv_heads >= 2 * processors
     small = _has_tensor_memory(q)
@@ -294,7 +275,7 @@ def attention(
     if tile is None:
         read_dtype = None if mask is None else mask.dtype
         tile = Tile.choose(
-            rows, max(dims, value_dims), q.dtype, maps, many, small, read_dtype, memory, softcap != 0
+            rows, widest, q.dtype, maps, many, small, read_dtype, memory, softcap != 0, sum(value_columns)
         )
     tiles = triton.cdiv(rows, tile.rows)
     programs = tiles * batch * kv_heads
@@ -317,7 +298,6 @@ def attention(
     flags = torch.empty(programs if flagged else 0, dtype=torch.int32, device=q.device)
     early = _starts_early(q)
     after_ours = {"launch_pdl": True} if early else {}
-    k_map, v_map = (_tensor_map(k, dims, tile.keys), _tensor_map(v, value_dims)) if maps else (k, v)
     # 2**together heads leave their keys and values in the cache; a grid takes less than 2**16 times as many.
     of_cache = max(1, 2**24 // (keys * (size + value_size) * q.element_size()))
     all_heads = (batch * kv_heads - 1).bit_length()
@@ -329,11 +309,11 @@ def attention(
         grid = (tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together))
     # What a merge adds to: of splits in sequence alone, and of several.
     held, held_dims = lse, 0
-    if tile.kept is not None and value_dims > tile.kept and splits > 1 and not parallel:
-        held_dims = value_dims - tile.kept
+    if tile.kept is not None and sum(value_columns) > tile.kept and splits > 1 and not parallel:
+        held_dims = sum(value_columns) - tile.kept
         held = torch.empty(math.prod(grid), tile.rows * held_dims, dtype=torch.float32, device=q.device)
 
-    line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in _row_strides(x)) else 1
+    line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in row_strides(x)) else 1
 
     def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
         old = not _has_tensor_maps(q)
@@ -344,18 +324,24 @@ def attention(
         masked = read is not None
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, short, masked)
         maps_here = maps and not careful
-        own_maps = (k_map, v_map) if maps_here else (k, v)
+        multiplied = Columns(pieces.dims), Columns(pieces.value_dims)
+        own_maps = k, k, v, v
+        if maps_here:
+            # Rows that are few or apart gain nothing where heads are small.
+            if not tile_here.few and (widest > 128 or (rows > 16 and not apart)):
+                multiplied = columns, value_columns
+            own_maps = *tensor_maps(k, multiplied[0], tile_here.keys), *tensor_maps(v, multiplied[1], BLOCK)
+        (near, rest), (value_near, value_rest) = multiplied
         # Where shared memory lets no more blocks share a multiprocessor.
         few_blocks = maps and read is not None and (softcap != 0 or (apart and max(dims, value_dims) > 128))
         all_registers = few_blocks or (apart and parallel)
-        if maps_here and tile_here.keys != tile.keys:
-            own_maps = _tensor_map(k, dims, tile_here.keys), v_map
         attend[grid](
             q, k, v, *own_maps, values, begins, wholes, ends, out, lse, parts, states, flags, held,
             queries, keys, heads, kv_heads, batch * kv_heads, splits, tiles, together, programs,
             exponent.before, softcap, exponent.scale, exponent.unit, exponent.least, lowest, 0.0,
             *q.stride(), *k.stride(), *v.stride(), *values.stride()[:3], *begins.stride(),
-            SIZE=size, VALUE_SIZE=value_size, DIMS=pieces.dims, VALUE_DIMS=pieces.value_dims,
+            SIZE=size, VALUE_SIZE=value_size, DIMS=near, REST=rest,
+            VALUE_DIMS=value_near, VALUE_REST=value_rest,
             VALUE_KEYS=pieces.value_keys, GROUP=group, BLOCK_M=tile_here.rows, BINARY=binary,
             NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal and kind == 0,
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,

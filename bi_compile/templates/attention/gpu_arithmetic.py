@@ -151,20 +151,50 @@ def added(out, a, other_out, c):
 
 
 @triton.jit
+def zeros_of(zero, M: tl.constexpr, DIMS: tl.constexpr, REST: tl.constexpr):
+    """Zeros [M, DIMS] and, where REST, [M, REST] beside them. zero: as a number."""
+    near = tl.full((M, DIMS), zero, tl.float32)
+    if REST:
+        return near, tl.full((M, REST), zero, tl.float32)
+    else:
+        return (near,)
+
+
+@triton.jit
+def added_tiles(out, a, other_out, c):
+    """`added`, for tiles beside each other."""
+    near = added(out[0], a, other_out[0], c)
+    if len(out) > 1:
+        return near, added(out[1], a, other_out[1], c)
+    else:
+        return (near,)
+
+
+@triton.jit
+def where_tiles(rows, out, other_out):
+    """`tl.where` of rows [M], for tiles beside each other."""
+    near = tl.where(rows[:, None], out[0], other_out[0])
+    if len(out) > 1:
+        return near, tl.where(rows[:, None], out[1], other_out[1])
+    else:
+        return (near,)
+
+
+@triton.jit
 def merge(
     maximum, total, out, seen, other_maximum, other_total, other_out, other_seen,
     BINARY: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
-    """Two splits, in this order.
+    """Two splits, in this order; their sums in a tile or in two beside each other.
 
     CAREFUL: what is weighted by 0 leaves nothing where only masked keys were met.
     """
     now, a, c = factors(maximum, other_maximum, BINARY)
     if CAREFUL:
-        out = tl.where(((a == 0) & (seen == 0))[:, None], 0.0, out)
-        other_out = tl.where(((c == 0) & (other_seen == 0))[:, None], 0.0, other_out)
+        out = [tl.where(((a == 0) & (seen == 0))[:, None], 0.0, x) for x in out]
+        other_out = [tl.where(((c == 0) & (other_seen == 0))[:, None], 0.0, x) for x in other_out]
         seen = tl.maximum(seen, other_seen)
-    return now, tl.fma(total, a, other_total * c), added(out, a, other_out, c), seen
+    return now, tl.fma(total, a, other_total * c), added_tiles(out, a, other_out, c), seen
 
 
 @triton.jit
@@ -193,14 +223,18 @@ def store_rows(
     out_rows, lse_at, maximum, total, first, out, row_there,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr, BINARY: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
-    """The output [M, D] from column `first` of SIZE on, COLUMNS at a time, and the logsumexp of a tile.
+    """The output from column `first` of SIZE on, COLUMNS at a time, and the logsumexp of a tile.
 
-    out_rows, lse_at [M]: where they are stored. FINITE: a tile that has others is written again.
+    out: a tile [M, D], or two beside each other. out_rows, lse_at [M]: where they are stored. FINITE: a tile
+    that has others is written again.
     """
     no_key = (total == 0) & (maximum == -float("inf"))
     one = tl.full(total.shape, 1.0, tl.float32)
     inverse = tl.where(no_key, 0.0, functions.divide(one, total))
-    _store_columns(out_rows, first, out, inverse, row_there, SIZE, COLUMNS, FINITE)
+    _store_columns(out_rows, first, out[0], inverse, row_there, SIZE, COLUMNS, FINITE)
+    if len(out) > 1:
+        first += out[0].shape[1]
+        _store_columns(out_rows, first, out[1], inverse, row_there, SIZE, COLUMNS, FINITE)
     unit = 0.6931471805599453 if BINARY else 1.0
     lse = tl.fma(maximum, tl.zeros_like(maximum) + unit, functions.log(total))
     lse = tl.where(no_key, -float("inf"), lse)

@@ -20,12 +20,15 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
     tile = Tile.choose(16, dims, dtype, False, False, capability >= 100, None, 2**17)
     pieces = Pieces.of(tile.rows, dims, dims, dtype)
     types = dict.fromkeys(attend.arg_names, "i32") | dict.fromkeys(_NUMBERS, "fp32")
-    types |= dict.fromkeys(("q", "k", "v", "k_map", "v_map", "mask", "out"), f"*{NAMES[dtype]}")
+    types |= dict.fromkeys(
+        ("q", "k", "v", "k_map", "k_rest", "v_map", "v_rest", "mask", "out"), f"*{NAMES[dtype]}"
+    )
     types |= dict.fromkeys(("begins", "wholes", "ends", "lse", "parts", "states", "held"), "*fp32")
     types["flags"] = "*i32"
     constants = {
-        "SIZE": size, "VALUE_SIZE": size, "DIMS": pieces.dims, "VALUE_DIMS": pieces.value_dims,
-        "VALUE_KEYS": pieces.value_keys, "GROUP": 1, "BLOCK_M": tile.rows,
+        "SIZE": size, "VALUE_SIZE": size, "DIMS": pieces.dims, "REST": 0,
+        "VALUE_DIMS": pieces.value_dims, "VALUE_REST": 0, "VALUE_KEYS": pieces.value_keys, "GROUP": 1,
+        "BLOCK_M": tile.rows,
         "BINARY": dtype != torch.float32, "NATURAL": False, "CAPPED": False, "MASK": 0, "CAUSAL": False,
         "PARALLEL": False, "ONE_SPLIT": False, "MAPS": False, "FLAGGED": False, "APART": False,
         "CAREFUL": False, "TILES": 1, "ROWS_OF_TILE": tile.rows, "IN_TURNS": False, "EARLY": capability >= 90,

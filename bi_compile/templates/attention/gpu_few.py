@@ -78,4 +78,4 @@ def walk_few(
         out = tl.dot(v, p.to(v.dtype), out * alpha[None, :], input_precision="ieee")
         v = tl.reshape(v_map.load([batch, kv_head, first + BLOCK, 0]), (BLOCK, VALUE_DIMS)).T
         out = tl.dot(v, then_p.to(v.dtype), out * then_alpha[None, :], input_precision="ieee")
-    return maximum, total, out.T, tl.zeros((BLOCK_M,), tl.int32)
+    return maximum, total, (out.T,), tl.zeros((BLOCK_M,), tl.int32)

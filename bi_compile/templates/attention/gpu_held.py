@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from bi_compile.templates.attention.gpu_arithmetic import added
+from bi_compile.templates.attention.gpu_arithmetic import added, zeros_of
 from bi_compile.templates.gpu.pieces import as_held, from_held, halves, held_at, joined
 
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
@@ -80,11 +80,7 @@ def _take(held, a, out, c):
 
 
 @triton.jit
-def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
-    """What is kept [M, KEPT] of a sum after a split [M, D], whose other columns are added to what is held.
-
-    a, c: as in `added`. known: whether anything is held yet, else zeros.
-    """
+def _add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if KEPT == 0:
@@ -96,12 +92,11 @@ def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
         near, far = halves(out)
         # What is held first: its loads take the registers that are free.
         _add(held + M * (D // 2 - KEPT), a, far, c, known, False)
-        return add_split(kept, held, a, near, c, known, KEPT)
+        return _add_split(kept, held, a, near, c, known, KEPT)
 
 
 @triton.jit
-def with_split(kept, held, a, out, c, KEPT: tl.constexpr):
-    """The whole sum [M, D] after the last split; see `add_split`."""
+def _with_split(kept, held, a, out, c, KEPT: tl.constexpr):
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if KEPT == 0:
@@ -110,7 +105,49 @@ def with_split(kept, held, a, out, c, KEPT: tl.constexpr):
         return added(kept, a, out, c)
     else:
         near, far = halves(out)
-        near = with_split(kept, held, a, near, c, KEPT)
+        near = _with_split(kept, held, a, near, c, KEPT)
         if D > _BETWEEN_BARRIERS:
             tl.debug_barrier()
         return joined(near, _take(held + M * (D // 2 - KEPT), a, far, c))
+
+
+@triton.jit
+def nothing_kept(M: tl.constexpr, DIMS: tl.constexpr, REST: tl.constexpr, KEPT: tl.constexpr):
+    """The KEPT first columns of a sum of DIMS and REST columns before the first split; one of none."""
+    OF_NEAR: tl.constexpr = KEPT if KEPT < DIMS else DIMS
+    OF_REST: tl.constexpr = KEPT - OF_NEAR
+    if REST:
+        return zeros_of(0.0, M, OF_NEAR if OF_NEAR else 1, OF_REST if OF_REST else 1)
+    else:
+        return zeros_of(0.0, M, OF_NEAR if OF_NEAR else 1, 0)
+
+
+@triton.jit
+def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
+    """What is kept, the first KEPT columns, of a sum after a split, whose others are added to what is held.
+
+    kept, out: in one tile or in two. a, c: as in `added`. known: whether anything is held yet, else zeros.
+    """
+    M: tl.constexpr = out[0].shape[0]
+    D: tl.constexpr = out[0].shape[1]
+    OF_NEAR: tl.constexpr = KEPT if KEPT < D else D
+    if len(out) > 1:
+        # What is held first, as above.
+        rest = _add_split(kept[1], held + M * (D - OF_NEAR), a, out[1], c, known, KEPT - OF_NEAR)
+        return _add_split(kept[0], held, a, out[0], c, known, OF_NEAR), rest
+    else:
+        return (_add_split(kept[0], held, a, out[0], c, known, KEPT),)
+
+
+@triton.jit
+def with_split(kept, held, a, out, c, KEPT: tl.constexpr):
+    """The whole sum after the last split; see `add_split`."""
+    M: tl.constexpr = out[0].shape[0]
+    D: tl.constexpr = out[0].shape[1]
+    OF_NEAR: tl.constexpr = KEPT if KEPT < D else D
+    near = _with_split(kept[0], held, a, out[0], c, OF_NEAR)
+    if len(out) > 1:
+        tl.debug_barrier()
+        return near, _with_split(kept[1], held + M * (D - OF_NEAR), a, out[1], c, KEPT - OF_NEAR)
+    else:
+        return (near,)

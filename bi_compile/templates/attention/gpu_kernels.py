@@ -29,8 +29,11 @@ def _whole(stride, LINE: tl.constexpr):
 
 @triton.jit
 def _strange(out):
-    """[M, D] -> int1 [M]: whether anything in a row is not finite, or so large that a sum of it is not."""
-    return tl.sum(out, 1) * 0.0 != 0
+    """int1 [M]: whether anything in a row of tiles is not finite, or so large that a sum of it is not."""
+    strange = tl.sum(out[0], 1) * 0.0 != 0
+    if len(out) > 1:
+        strange |= tl.sum(out[1], 1) * 0.0 != 0
+    return strange
 
 
 @triton.jit
@@ -106,12 +109,13 @@ def _store(
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The state of these rows of a tile, ALL or some, or what follows from it."""
-    BLOCK_M: tl.constexpr = found.shape[0]
+    BLOCK_M: tl.constexpr = rows.shape[0]
     batch, kv_head = (head // kv_heads).to(tl.int64), head % kv_heads
     row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
     if ALL:
         rows = query < queries
-    value_dim = piece * value_dims.shape[0] + tl.arange(0, value_dims.shape[0])
+    VALUE_DIMS: tl.constexpr = value_dims.shape[0]
+    value_dim = piece * VALUE_DIMS + tl.arange(0, VALUE_DIMS)
     if PARALLEL:
         rows_of_head = queries * GROUP
         place = (head.to(tl.int64) * splits + split) * rows_of_head + row
@@ -121,12 +125,16 @@ def _store(
         if FLAGGED:
             tl.store(states + 2 * size + place, seen.to(tl.float32), mask=rows)
         parts_at = parts + place[:, None] * VALUE_SIZE + value_dim[None, :]
-        tl.store(parts_at, found, mask=rows[:, None] & value_dims[None, :])
+        tl.store(parts_at, found[0], mask=rows[:, None] & value_dims[None, :])
+        if len(found) > 1:
+            rest = VALUE_DIMS + tl.arange(0, found[1].shape[1])
+            rest_at = parts + place[:, None] * VALUE_SIZE + rest[None, :]
+            tl.store(rest_at, found[1], mask=rows[:, None] & (rest < VALUE_SIZE)[None, :])
     else:
         place = (batch * queries + query) * heads + own_head
         lse_at = lse + (batch * heads + own_head) * queries + query
         finite: tl.constexpr = FLAGGED and not CAREFUL
-        first = piece * found.shape[1]
+        first = piece * VALUE_DIMS
         store_rows(
             out + place * VALUE_SIZE, lse_at, maximum, total, first, found, rows,
             VALUE_SIZE, COLUMNS, BINARY, finite,
@@ -139,13 +147,14 @@ def _store(
     ]
 )  # fmt: skip
 def attend(
-    q, k, v, k_map, v_map, mask, begins, wholes, ends, out, lse, parts, states, flags, held,
+    q, k, v, k_map, k_rest, v_map, v_rest, mask, begins, wholes, ends, out, lse, parts, states, flags, held,
     queries, keys, heads, kv_heads, all_heads, splits, tiles, together, programs,
     before, softcap, scale, unit, least, lowest, zero,
     q_batch, q_head, q_row, q_dim, k_batch, k_head, k_row, k_dim, v_batch, v_head, v_row, v_dim,
     mask_batch, mask_head, mask_row, bound_batch, bound_head, bound_row,
-    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DIMS: tl.constexpr, VALUE_DIMS: tl.constexpr,
-    VALUE_KEYS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr,
+    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DIMS: tl.constexpr, REST: tl.constexpr,
+    VALUE_DIMS: tl.constexpr, VALUE_REST: tl.constexpr, VALUE_KEYS: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr,
     NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
     APART: tl.constexpr, CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
@@ -153,6 +162,9 @@ def attend(
     HELD: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
+
+    DIMS, VALUE_DIMS: columns of keys and values that are multiplied at a time, by pieces; but where REST or
+    VALUE_REST, so many follow, and that is all. k_map to v_rest: where MAPS, tensor maps of these.
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
     non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former of
@@ -187,14 +199,15 @@ def attend(
     # Offsets, not addresses: a tile of those takes twice the registers.
     k_block = dim[:, None] * k_dim + key[None, :] * k_row
     v_block = tl.arange(0, VALUE_KEYS)[:, None] * v_row + value_dim[None, :] * v_dim
+    COLUMNS: tl.constexpr = VALUE_DIMS + VALUE_REST
     EVEN: tl.constexpr = SIZE % DIMS == 0 and VALUE_SIZE % VALUE_DIMS == 0
     # A zero that the compiler does not know: what is worked out with it after the walk is not kept during it.
     # Its bits, where registers are short: a cast would be kept.
-    LARGE: tl.constexpr = HELD > 0 or (BINARY and VALUE_DIMS > 128 and not (APART or CAREFUL))
+    LARGE: tl.constexpr = HELD > 0 or (BINARY and COLUMNS > 128 and not (APART or CAREFUL))
     nothing = tl.cast(zero, tl.int32, bitcast=LARGE)
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
     PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
-    VALUE_PIECES: tl.constexpr = (VALUE_SIZE + VALUE_DIMS - 1) // VALUE_DIMS
+    VALUE_PIECES: tl.constexpr = (VALUE_SIZE + COLUMNS - 1) // COLUMNS
     # Where registers are short nothing that a step could work out again is kept in them.
     SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128)
     for step in tl.range(TILES * PARTS_OF_TILE * VALUE_PIECES, disable_licm=SHORT):
@@ -218,12 +231,17 @@ def attend(
             k_of_head = k + far_batch * k_batch + kv_head.to(tl.int64) * k_head
             v_of_head = v + far_batch * v_batch + kv_head.to(tl.int64) * v_head + piece * VALUE_DIMS * v_dim
             q_at = own_head.to(tl.int64) * q_head + query.to(tl.int64) * q_row
-            q_at = q + far_batch * q_batch + q_at[:, None] + dim[None, :] * q_dim
+            q_rows = q + far_batch * q_batch + q_at
+            q_at = q_rows[:, None] + dim[None, :] * q_dim
             if EARLY and not (CAREFUL or APART):
                 cuda.gdc_wait()
-            tile_q = q_at
-            if SIZE <= DIMS:
-                tile_q = tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0)
+            k_maps, v_maps, tile_q = (k_map, k_rest), (v_map, v_rest), (q_at,)
+            if SIZE <= DIMS + REST:
+                tile_q = (tl.load(q_at, mask=left[:, None] & key_dims[None, :], other=0.0),)
+            if REST:
+                rest = DIMS + tl.arange(0, REST)
+                rest_at = q_rows[:, None] + rest[None, :] * q_dim
+                tile_q += (tl.load(rest_at, mask=left[:, None] & (rest < SIZE)[None, :], other=0.0),)
             mask_of = (mask, mask_batch, mask_head, mask_row, tile * BLOCK_M, GROUP)
             if APART:
                 mask_of = mask + far_batch * mask_batch + own_head.to(tl.int64) * mask_head
@@ -261,12 +279,12 @@ def attend(
                     whole_begin = tl.max(tl.where(rows, low, 0), 0)
                     whole_end = tl.min(tl.where(rows, tl.minimum(own_whole, high), keys), 0)
                     maximum, total, found, seen = walk(
-                        tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                        tile_q, k_of_head, v_of_head, k_block, v_block, k_maps, v_maps, batch, kv_head,
                         mask_of, rows, own_first, low, high, begin, end, whole_begin, whole_end,
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, True, STAGES,
-                        held, 0,
+                        held, 0, VALUE_REST,
                     )  # fmt: skip
                     if not CAREFUL:
                         tl.store(flags_of_rows, _SEVERAL | _STRANGE, mask=rows & _strange(found))
@@ -304,17 +322,17 @@ def attend(
                     end = tl.minimum(end, first_key + split_begin(split + 1))
                 if FEW:
                     maximum, total, found, seen = walk_few(
-                        tile_q, k_map, v_map, batch, kv_head, left, own_end, begin, end, whole,
+                        tile_q[0], k_map, v_map, batch, kv_head, left, own_end, begin, end, whole,
                         before, softcap, scale, VALUE_DIMS, BINARY, NATURAL, CAPPED, STAGES,
                     )  # fmt: skip
                 else:
                     maximum, total, found, seen = walk(
-                        tile_q, k_of_head, v_of_head, k_block, v_block, k_map, v_map, batch, kv_head,
+                        tile_q, k_of_head, v_of_head, k_block, v_block, k_maps, v_maps, batch, kv_head,
                         mask_of, left, first_key, own_first, own_end, begin, end, begin, whole,
                         keys, DIMS * q_dim, DIMS * k_dim, k_row, v_row,
                         before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
                         SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, False, STAGES,
-                        (held, tiles, together), HELD,
+                        (held, tiles, together), HELD, VALUE_REST,
                     )  # fmt: skip
                 if CAREFUL:
                     _, head, tile, split, piece = _place_again(

@@ -26,7 +26,7 @@ def merge_splits(
     size = tl.num_programs(0).to(tl.int64) * splits * rows
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    merged = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
+    merged = (tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32),)
     seen = tl.zeros((BLOCK_M,), tl.int32)
     if EARLY:
         cuda.gdc_wait()
@@ -46,7 +46,7 @@ def merge_splits(
             maxima, totals, met = maxima + rows, totals + rows, met + rows
             parts_at += rows * VALUE_SIZE
             maximum, total, merged, seen = merge(
-                maximum, total, merged, seen, other_maximum, other_total, part, other_seen, BINARY, FLAGGED
+                maximum, total, merged, seen, other_maximum, other_total, (part,), other_seen, BINARY, FLAGGED
             )
     place = (batch * queries + query) * heads + own_head
     lse_at = lse + (batch * heads + own_head) * queries + query

@@ -14,23 +14,24 @@ from bi_compile.templates.gpu.pieces import halves
 
 @triton.jit
 def scores_of(
-    q, k_head, k_block, k_map, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims, nothing,
-    SIZE: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr,
+    q, k_head, k_block, k_maps, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
+    nothing, SIZE: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr,
 ):  # fmt: skip
     """Queries [M, D] times the keys from `first` on: [M, BLOCK].
 
-    q: the queries, or where they are multiplied by pieces the addresses of the first; k_block: the offsets of
-    one piece of the keys; q_step, k_step: from one piece to the next.
+    q: the queries, in one tile or in two, one beside the other, each with a map of its keys in k_maps; or
+    where they are multiplied by pieces the addresses of the first; k_block: the offsets of one piece of the
+    keys; q_step, k_step: from one piece to the next.
     """
-    DIMS: tl.constexpr = q.shape[1]
+    DIMS: tl.constexpr = q[0].shape[1]
     at = tl.cast(first, tl.int64) * k_stride
     there = first + tl.arange(0, BLOCK) < keys
-    if q.dtype.is_ptr():
-        scores = tl.zeros((q.shape[0], BLOCK), tl.float32)
+    if q[0].dtype.is_ptr():
+        scores = tl.zeros((q[0].shape[0], BLOCK), tl.float32)
         # Not unrolled: all queries would be read ahead of the walk, and kept in registers.
         PIECES: tl.constexpr = (SIZE + DIMS - 1) // DIMS
         for piece in range(nothing + PIECES):
-            q_at, k_at = q + piece * q_step, k_head + at + piece * k_step + k_block
+            q_at, k_at = q[0] + piece * q_step, k_head + at + piece * k_step + k_block
             if EVEN:
                 own = tl.load(q_at, mask=rows[:, None], other=0.0)
                 k = tl.load(k_at, mask=there[None, :], other=0.0)
@@ -42,12 +43,16 @@ def scores_of(
         return scores
     else:
         if MAPS:
-            k = tl.reshape(k_map.load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
+            k = tl.reshape(k_maps[0].load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
         elif EVEN:
             k = tl.load(k_head + at + k_block, mask=there[None, :], other=0.0)
         else:
             k = tl.load(k_head + at + k_block, mask=key_dims[:, None] & there[None, :], other=0.0)
-        return tl.dot(q, k, input_precision="ieee")
+        scores = tl.dot(q[0], k, input_precision="ieee")
+        if len(q) > 1:
+            k = tl.reshape(k_maps[1].load([batch, kv_head, first, DIMS]), (BLOCK, q[1].shape[1])).T
+            scores = tl.dot(q[1], k, scores, input_precision="ieee")
+        return scores
 
 
 @triton.jit
@@ -69,7 +74,7 @@ def values_from(
 
 @triton.jit
 def take_in(
-    p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+    p, counts, out, v_head, v_block, v_maps, batch, kv_head, first, keys, v_stride, value_dims,
     EVEN: tl.constexpr, MAPS: tl.constexpr, CAREFUL: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """out [M, D] and weights [M, K] times the values of K keys, as many at a time as v_block has.
@@ -84,22 +89,31 @@ def take_in(
         if CAREFUL:
             near_counts, far_counts = halves(counts)
         out = take_in(
-            near, near_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-            EVEN, MAPS, CAREFUL, SHORT,
+            near, near_counts, out, v_head, v_block, v_maps, batch, kv_head, first, keys, v_stride,
+            value_dims, EVEN, MAPS, CAREFUL, SHORT,
         )  # fmt: skip
         first += near.shape[1]
         # What lies beyond a branch is not read before it.
         if not SHORT or first < keys:
             out = take_in(
-                far, far_counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride,
+                far, far_counts, out, v_head, v_block, v_maps, batch, kv_head, first, keys, v_stride,
                 value_dims, EVEN, MAPS, CAREFUL, SHORT,
             )  # fmt: skip
         return out
     else:
-        v = values_from(v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS)
+        v = values_from(
+            v_head, v_block, v_maps[0], batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS
+        )
         if CAREFUL:
             met = tl.where(tl.abs(v.to(tl.float32)) < float("inf"), v, tl.zeros_like(v))
-            out = tl.dot(p.to(v.dtype), met, out, input_precision="ieee")
-            return unwanted(p, counts, v, out)
+            near = tl.dot(p.to(v.dtype), met, out[0], input_precision="ieee")
+            return (unwanted(p, counts, v, near),)
         else:
-            return tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+            p = p.to(v.dtype)
+            near = tl.dot(p, v, out[0], input_precision="ieee")
+            if len(out) > 1:
+                v = v_maps[1].load([batch, kv_head, first, near.shape[1]])
+                v = tl.reshape(v, (p.shape[1], out[1].shape[1]))
+                return near, tl.dot(p, v, out[1], input_precision="ieee")
+            else:
+                return (near,)

@@ -8,7 +8,7 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     BLOCK,
     BOOLEAN,
     SPLIT,
-    added,
+    added_tiles,
     factors,
     finite,
     merge,
@@ -16,8 +16,10 @@ from bi_compile.templates.attention.gpu_arithmetic import (
     row_sum,
     starts_split,
     tanh,
+    where_tiles,
+    zeros_of,
 )
-from bi_compile.templates.attention.gpu_held import add_split, place_of_program, with_split
+from bi_compile.templates.attention.gpu_held import add_split, nothing_kept, place_of_program, with_split
 from bi_compile.templates.attention.gpu_masks import rows_of_mask
 from bi_compile.templates.attention.gpu_products import scores_of, take_in
 from bi_compile.templates.gpu import functions
@@ -77,27 +79,28 @@ _ALWAYS = tl.constexpr(2)
 @triton.jit
 def _blocks(
     state, begin, end, whole_begin, whole_end,
-    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows, ends,
+    q, k_head, v_head, k_block, v_block, k_maps, v_maps, batch, kv_head, mask_of, rows, firsts, lows, ends,
     keys, q_step, k_step, k_stride, v_stride,
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
     CAREFUL: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr,
-    STAGES: tl.constexpr, held, HELD: tl.constexpr,
+    STAGES: tl.constexpr, held, HELD: tl.constexpr, VALUE_REST: tl.constexpr,
 ):  # fmt: skip
     """`walk` from a state to the next. MASKED: to which blocks the mask is applied.
 
     mask_of: what `rows_of_mask` gives or, AGAIN, takes in each block.
     """
-    BLOCK_M: tl.constexpr = q.shape[0]
+    BLOCK_M: tl.constexpr = rows.shape[0]
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
+    COLUMNS: tl.constexpr = VALUE_DIMS + VALUE_REST
     key = tl.arange(0, BLOCK)
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = state
     # Registers are short there: nothing that a block could work out again is kept in them.
-    LARGE: tl.constexpr = VALUE_DIMS > 128 and not APART and (not MAPS or MASK != 0 or CAPPED)
+    LARGE: tl.constexpr = COLUMNS > 128 and not APART and (not MAPS or MASK != 0 or CAPPED)
     SHORT: tl.constexpr = CAREFUL or LARGE or (BINARY and APART and (MASK == ADDITIVE or not MAPS))
     # There values are not read ahead either.
-    SHORTER: tl.constexpr = (not BINARY and VALUE_DIMS > 128 and APART) or (MASK != 0 and VALUE_DIMS > 256)
+    SHORTER: tl.constexpr = (not BINARY and COLUMNS > 128 and APART) or (MASK != 0 and COLUMNS > 256)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES, disable_licm=SHORT):
         offsets = tl.multiple_of(first - firsts, BLOCK)
         masked = (first < whole_begin) | (first + BLOCK > whole_end)
@@ -126,7 +129,7 @@ def _blocks(
         # Of 16 bits its bits: whether there are any pieces would be kept for all blocks.
         no_pieces = first & tl.cast(zero, tl.int32, bitcast=True) if BINARY else tl.cast(zero, tl.int32)
         scores = scores_of(
-            q, k_head, k_block, k_map, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
+            q, k_head, k_block, k_maps, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
             no_pieces, SIZE, EVEN, MAPS,
         )  # fmt: skip
         if NATURAL:
@@ -160,7 +163,7 @@ def _blocks(
             total = tl.fma(total, alpha, sums)
         if HELD:
             # Before the branch, during which half as many registers wait so.
-            p = p.to(q.dtype)
+            p = p.to(q[0].dtype)
         if SPLITS:
             some_fresh = fresh
             if APART:
@@ -172,7 +175,7 @@ def _blocks(
                     all_total = tl.fma(all_total, a, past_total * c)
                     own = place_of_program(held, first & nothing, BLOCK_M * HELD)
                     known = offsets > SPLIT // 2
-                    all_out = add_split(all_out, own, a, out, c, known, VALUE_DIMS - HELD)
+                    all_out = add_split(all_out, own, a, out, c, known, COLUMNS - HELD)
                     total = sums
                 else:
                     merged = merge(
@@ -182,31 +185,31 @@ def _blocks(
                     if APART:
                         all_maximum = tl.where(fresh, merged[0], all_maximum)
                         all_total = tl.where(fresh, merged[1], all_total)
-                        all_out = tl.where(fresh[:, None], merged[2], all_out)
+                        all_out = where_tiles(fresh, merged[2], all_out)
                         all_seen = tl.where(fresh, merged[3], all_seen)
                     else:
                         all_maximum, all_total, all_out, all_seen = merged
                 if APART:
-                    out = tl.where(fresh[:, None], 0.0, out)
+                    out = [tl.where(fresh[:, None], 0.0, x) for x in out]
                     seen = tl.where(fresh, 0, seen)
                 else:
                     # Zeros that the compiler does not know: it would select them in every block.
-                    out = tl.full((BLOCK_M, VALUE_DIMS), zero, tl.float32)
+                    out = zeros_of(zero, BLOCK_M, VALUE_DIMS, VALUE_REST)
                     seen = tl.zeros((BLOCK_M,), tl.int32)
             elif not (CAREFUL or APART):
                 # Not after the branch: that would then come before the scores, and wait for the last values.
-                out = out * alpha[:, None]
+                out = [x * alpha[:, None] for x in out]
                 if HELD:
                     total = tl.fma(total, alpha, sums)
         counts = seen
         if CAREFUL:
             counts = attended | (p != 0)
-            out = tl.where(((alpha == 0) & (seen == 0))[:, None], 0.0, out * alpha[:, None])
+            out = [tl.where(((alpha == 0) & (seen == 0))[:, None], 0.0, x * alpha[:, None]) for x in out]
             seen = tl.maximum(seen, tl.max(attended.to(tl.int32), 1))
         elif APART or not SPLITS:
-            out = out * alpha[:, None]
+            out = [x * alpha[:, None] for x in out]
         out = take_in(
-            p, counts, out, v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
+            p, counts, out, v_head, v_block, v_maps, batch, kv_head, first, keys, v_stride, value_dims,
             EVEN, MAPS, CAREFUL, SHORTER,
         )  # fmt: skip
     return maximum, total, out, seen, all_maximum, all_total, all_out, all_seen
@@ -214,12 +217,13 @@ def _blocks(
 
 @triton.jit
 def walk(
-    q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows, ends,
+    q, k_head, v_head, k_block, v_block, k_maps, v_maps, batch, kv_head, mask_of, rows, firsts, lows, ends,
     begin, end, whole_begin, whole_end, keys, q_step, k_step, k_stride, v_stride,
     before, softcap, scale, unit, least, lowest, zero, key_dims, value_dims,
     SIZE: tl.constexpr, BINARY: tl.constexpr, NATURAL: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr, SPLITS: tl.constexpr,
     CAREFUL: tl.constexpr, APART: tl.constexpr, STAGES: tl.constexpr, held, HELD: tl.constexpr,
+    VALUE_REST: tl.constexpr,
 ):  # fmt: skip
     """The state of rows [M] after the keys from begin to end.
 
@@ -233,20 +237,20 @@ def walk(
     columns of the sum of finished splits wait for each program, as `place_of_program` takes it, see
     `gpu_held`; with neither CAREFUL nor APART.
     """
-    BLOCK_M: tl.constexpr = q.shape[0]
+    BLOCK_M: tl.constexpr = rows.shape[0]
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
-    out = tl.zeros((BLOCK_M, VALUE_DIMS), tl.float32)
+    COLUMNS: tl.constexpr = VALUE_DIMS + VALUE_REST
+    out = zeros_of(0.0, BLOCK_M, VALUE_DIMS, VALUE_REST)
     seen = tl.zeros((BLOCK_M,), tl.int32)
     all_out = out
     if HELD:
-        KEPT: tl.constexpr = VALUE_DIMS - HELD
-        all_out = tl.zeros((BLOCK_M, KEPT if KEPT else 1), tl.float32)
+        all_out = nothing_kept(BLOCK_M, VALUE_DIMS, VALUE_REST, COLUMNS - HELD)
     state = (maximum, total, out, seen, maximum, total, all_out, seen)
     # Where each row of a mask begins is worked out in each block where registers are short.
     AGAIN: tl.constexpr = (CAREFUL and BINARY) or (
-        not APART and BLOCK_M > 16 and (VALUE_DIMS > 128 or MASK == ADDITIVE)
+        not APART and BLOCK_M > 16 and (COLUMNS > 128 or MASK == ADDITIVE)
     )
     if MASK != 0 and (CAREFUL or not APART) and not AGAIN:
         mask_of = rows_of_mask(mask_of, batch, kv_head, 0, BLOCK_M)
@@ -257,28 +261,29 @@ def walk(
         masked = begin + tl.maximum(0, tl.minimum(whole_end, end) - begin) // BLOCK * BLOCK
         state = _blocks(
             state, begin, masked, whole_begin, whole_end,
-            q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows,
+            q, k_head, v_head, k_block, v_block, k_maps, v_maps, batch, kv_head, mask_of, rows, firsts, lows,
             ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
             key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
-            _NEVER, AGAIN, STAGES, held, HELD,
+            _NEVER, AGAIN, STAGES, held, HELD, VALUE_REST,
         )  # fmt: skip
         begin = masked
     # What is read of the mask takes its place in shared memory.
     maximum, total, out, seen, all_maximum, all_total, all_out, all_seen = _blocks(
         state, begin, end, whole_begin, whole_end,
-        q, k_head, v_head, k_block, v_block, k_map, v_map, batch, kv_head, mask_of, rows, firsts, lows,
+        q, k_head, v_head, k_block, v_block, k_maps, v_maps, batch, kv_head, mask_of, rows, firsts, lows,
         ends, keys, q_step, k_step, k_stride, v_stride, before, softcap, scale, unit, least, lowest, zero,
         key_dims, value_dims, SIZE, BINARY, NATURAL, CAPPED, MASK, EVEN, MAPS, SPLITS, CAREFUL, APART,
         _WHERE_NEEDED if NEEDED else _ALWAYS, AGAIN, 2 if LOOPS and STAGES > 2 else STAGES, held, HELD,
+        VALUE_REST,
     )  # fmt: skip
     if HELD:
         now, a, c = factors(all_maximum, maximum, BINARY)
         if end > firsts + SPLIT // 2:
             own = place_of_program(held, end & tl.cast(zero, tl.int32, bitcast=True), BLOCK_M * HELD)
-            out = with_split(all_out, own, a, out, c, VALUE_DIMS - HELD)
+            out = with_split(all_out, own, a, out, c, COLUMNS - HELD)
         else:
             # Not by selected zeros above: the products of the loop would be waited for one by one.
-            out = added(tl.zeros_like(out), a, out, c)
+            out = added_tiles([tl.zeros_like(x) for x in out], a, out, c)
         # What is worked out of the sum stays behind its loads.
         tl.debug_barrier()
         return now, tl.fma(all_total, a, total * c), out, seen
