@@ -3,6 +3,7 @@
 Beside `dynamo` and `dynamo_sizes`, the only file that names Dynamo's privates.
 """
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -28,9 +29,12 @@ def trace_whole_ops(ours: Callable[[], bool]) -> None:
 
         return handler
 
-    for name in ("method_add_", "method_addcdiv_", "method_addcmul_"):
-        if hasattr(TensorVariable, name):
-            setattr(TensorVariable, name, whole(getattr(TensorVariable, name)))
+    table = getattr(TensorVariable, "tp_methods", {})
+    for name in ("add_", "addcdiv_", "addcmul_"):
+        if name in table:  # from torch 2.15 on
+            table[name] = dataclasses.replace(table[name], handler=whole(table[name].handler))
+        elif hasattr(TensorVariable, f"method_{name}"):
+            setattr(TensorVariable, f"method_{name}", whole(getattr(TensorVariable, f"method_{name}")))
     handlers = TorchInGraphFunctionVariable._get_handlers()
     if torch.addcdiv in handlers:
         handlers[torch.addcdiv] = whole(handlers[torch.addcdiv])

@@ -1,6 +1,7 @@
 """The user's line behind a stack or a node: `model.py:42, in forward:  x = self.bn(x)`."""
 
 import re
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from traceback import FrameSummary
@@ -10,12 +11,22 @@ from torch import fx
 
 TORCH = Path(torch.__file__).parent
 _NOT_THE_USERS = (str(TORCH), str(Path(__file__).parent))
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def user_frame(stack: Sequence[FrameSummary]) -> FrameSummary | None:
-    """The innermost frame that is neither torch's nor ours, if there is one; None for an empty stack."""
-    users = [summary for summary in stack if not summary.filename.startswith(_NOT_THE_USERS)]
+    """The innermost frame that is neither torch's nor ours nor Python's own, if there is one.
+
+    None for an empty stack.
+    """
+    users = [summary for summary in stack if _is_users(summary.filename)]
     return users[-1] if users else (stack[-1] if stack else None)
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith(_NOT_THE_USERS):
+        return False
+    return not filename.startswith(_STANDARD_LIBRARY) or "-packages" in filename
 
 
 def line_in(stack: Sequence[FrameSummary]) -> str | None:

@@ -87,6 +87,11 @@ HEADS = {
 }
 
 
+TAKEN_APART = {"other values", "five dims"}
+if torch.__version__ < (2, 15):
+    TAKEN_APART.add("three dims")
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_attention(name):
     """Stock takes apart what its fused op does not take; that cannot be caught, and is reported."""
@@ -99,7 +104,7 @@ def test_attention(name):
     with torch.no_grad(), bi_compile.eager():
         want = attend(slice(None))
     whole, rows, warned = results(lambda i: attend(i.flatten()), torch.arange(33)[:, None])
-    assert warned == (name in ("other values", "three dims", "five dims"))
+    assert warned == (name in TAKEN_APART)
     if not warned:
         assert_same_bits(whole, want)
     for i, row in zip(ROWS, rows, strict=True):

@@ -319,6 +319,8 @@ def attention(
         old = not _has_tensor_maps(q)
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
+        # One split in a loop of its own leaves the assembler another choice of what to keep.
+        short = short or (old and splits == 1 and value_dims > 256)
         if careful:
             short = softcap != 0 and kind == ADDITIVE.value
         masked = read is not None
