@@ -36,9 +36,9 @@ def varlen_attention(
     cu_seq_k, or pages [P, S, Hkv, D], of which block_table [N, pages] lists those of a sequence in order.
     seqused_k [N]: how many keys of a sequence are there. Windows and causality count from the last query and
     the last key. num_splits, and backend, which torch gives from 2.15 on, change nothing. Returns the output
-    [T, Hq, D], the logsumexp [Hq, T] in fp32 and an empty state of random numbers. Raises ValueError for pages
-    without seqused_k, for keys without cu_seq_k and for a sequence longer than max_q or max_k; compiled graphs,
-    which know no lengths, give NaN for such a sequence.
+    [T, Hq, D], the logsumexp [Hq, T] in fp32 and an empty state of random numbers. Raises ValueError for
+    pages without seqused_k, for keys without cu_seq_k and for a sequence longer than max_q or max_k; compiled
+    graphs, which know no lengths, give NaN for such a sequence.
     """
     queries = _slots(cu_seq_q, max_q)
     query_lengths = cu_seq_q[1:] - cu_seq_q[:-1]

@@ -61,16 +61,16 @@ def table(capability: int, dtype: torch.dtype, forms: list[str]) -> list[dict]:
     return rows
 
 
-def added(capability: int, dtype: torch.dtype, form: str) -> list[list]:
-    """What is spilled where a matrix is added, and another behind that."""
-    found, program = [], epilogues(dtype)["sum"]
+def added(capability: int, dtype: torch.dtype, form: str, ways: list[tuple]) -> list[list]:
+    """What is spilled where a matrix is added, scaled or not, and behind that another or none."""
+    found, programs = [], epilogues(dtype)
     for config in shipped(capability, dtype):
         if form == "sequence" and not config.walks(capability):
             continue
-        for scale, behind in ((False, None), (True, None), (False, program), (True, program)):
-            addend = "matrix scaled" if scale else "matrix"
+        for scale, behind in ways:
+            addend, program = "matrix scaled" if scale else "matrix", behind and programs[behind]
             compiled = gpu_certificates.compile_product(
-                config, dtype, capability, form, addend, scale, behind
+                config, dtype, capability, form, addend, scale, program
             )
             found.append([*config, scale, behind, ahead.resources(compiled).spilled])
     return found

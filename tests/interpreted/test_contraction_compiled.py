@@ -73,17 +73,24 @@ def test_every_shipped_configuration(capability, dtype, forms):
         assert row["order"] == ORDERS[dtype][form], row
 
 
+LEAST_AND_MOST = [(False, None), (True, "sum")]
+BETWEEN = [(True, None), (False, "sum")]
+
+
 @pytest.mark.parametrize(
-    ("capability", "dtype", "form"),
+    ("capability", "dtype", "form", "ways"),
     [
-        (80, "bfloat16", "one"),
-        (90, "bfloat16", "one"),
-        again(90, "float16", "sequence"),
-        (90, "float32", "one"),
+        (80, "bfloat16", "one", LEAST_AND_MOST),
+        again(80, "bfloat16", "one", BETWEEN),
+        (90, "bfloat16", "one", LEAST_AND_MOST),
+        again(90, "bfloat16", "one", BETWEEN),
+        again(90, "float16", "sequence", LEAST_AND_MOST + BETWEEN),
+        (90, "float32", "one", LEAST_AND_MOST),
+        again(90, "float32", "one", BETWEEN),
     ],
 )
-def test_with_matrices_to_add(capability, dtype, form):
-    rows = evaluated(f"added({capability}, torch.{dtype}, {form!r})")
+def test_with_matrices_to_add(capability, dtype, form, ways):
+    rows = evaluated(f"added({capability}, torch.{dtype}, {form!r}, {ways})")
     assert rows
     assert [row for row in rows if row[-1]] == []
 
@@ -158,8 +165,8 @@ def test_groups_have_the_order_of_products(capability, dtype, cut):
     [
         (80, "bfloat16", ["silu", "sum"]),
         (80, "float32", ["gated"]),
-        (90, "bfloat16", ["gated", "sum"]),
-        again(90, "bfloat16", ["silu"]),
+        (90, "bfloat16", ["gated"]),
+        again(90, "bfloat16", ["silu", "sum"]),
         (90, "float32", ["gated"]),
         (100, "bfloat16", ["silu"]),
         again(100, "bfloat16", ["gated", "sum"]),
@@ -178,7 +185,7 @@ def test_groups_with_epilogues(capability, dtype, names):
             assert row["order"].replace("its K", "K") == f"{expected} by bf16 k16"
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(90, "bfloat16"), (90, "float32"), (100, "bfloat16")])
+@pytest.mark.parametrize(("capability", "dtype"), [(90, "bfloat16"), (90, "float32"), again(100, "bfloat16")])
 def test_halves_have_the_order_of_products(capability, dtype):
     rows = evaluated(f"halves({capability}, torch.{dtype})")
     assert {row["name"] for row in rows} == {"gated halves", "gate behind"}
