@@ -186,7 +186,9 @@ def test_groups_with_epilogues(capability, dtype, names):
             assert row["order"].replace("its K", "K") == f"{expected} by bf16 k16"
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(90, "bfloat16"), (90, "float32"), again(100, "bfloat16")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(90, "bfloat16"), again(90, "float32"), again(100, "bfloat16")]
+)
 def test_halves_have_the_order_of_products(capability, dtype):
     rows = evaluated(f"halves({capability}, torch.{dtype})")
     assert {row["name"] for row in rows} == {"gated halves", "gate behind"}

@@ -179,7 +179,9 @@ def check_groups(kind: str, program: str, dtype: torch.dtype, chosen: Config | N
 
 
 @DTYPES
-@pytest.mark.parametrize("name", ["silu", "relu squared", "gated", "sum"])
+@pytest.mark.parametrize(
+    "name", ["silu", pytest.param("relu squared", marks=pytest.mark.thorough), "gated", "sum"]
+)
 def test_groups_of_rows(name, dtype):
     program = programs(dtype)[name]
     for form in FORMS:

@@ -1,5 +1,6 @@
 """Activations, and what else follows on products, for tests of epilogues."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -38,11 +39,13 @@ OF_HALVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@functools.cache
 def programs(dtype: torch.dtype) -> dict[str, str]:
     """Their programs as final graphs hold them, for products in a dtype."""
     return {name: _program(name, dtype) for name in (*ACTIVATIONS, *WITH_ANOTHER)}
 
 
+@functools.cache
 def programs_of_halves(dtype: torch.dtype) -> dict[str, str]:
     """Likewise, of products that are cut in two."""
     return {name: _program(name, dtype) for name in OF_HALVES}
