@@ -155,13 +155,13 @@ class Pieces(NamedTuple):
     ) -> "Pieces":
         """For tiles of so many rows.
 
-        careful: for the kernel that does tiles again. short: of registers, there or in fp32. masked: by one
-        that is read.
+        careful: for the kernel that does tiles again. short: of registers, there or in fp32.
+        masked: a mask is read.
         """
         if careful:
-            single = dtype == torch.float32
-            few_dims, few_values = short and not single, short and single
-            return cls(min(dims, 16 if few_dims else 32), min(value_dims, 64 if few_values else 128), BLOCK)
+            if dtype == torch.float32:
+                return cls(min(dims, 32), min(value_dims, 64 if short else 128), BLOCK)
+            return cls(min(dims, 16 if short else 32), min(value_dims, 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
