@@ -134,7 +134,9 @@ def test_full_forward_chunks_and_decoding_agree(dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize(("size", "value_size"), [(80, 96), (192, 128), (264, 264), (512, 512), (1024, 1024)])
+@pytest.mark.parametrize(
+    ("size", "value_size"), [(80, 96), (192, 128), (264, 264), (320, 320), (512, 512), (1024, 1024)]
+)
 def test_heads_of_other_sizes_agree_in_forward_chunks_and_decoding(dtype, size, value_size):
     """Up to 192 they are in two tiles on Hopper, but not where rows are few."""
     q, k, v = inputs(2, 2, 1, 520, 520, size, value_size, dtype)
