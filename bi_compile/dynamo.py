@@ -33,7 +33,7 @@ from bi_compile.dynamo_sizes import (
     questions_in,
     watch_sizes,
 )
-from bi_compile.dynamo_tracing import told_to_compile, trace_whole_ops
+from bi_compile.dynamo_tracing import trace_whole_ops
 from bi_compile.errors import (
     BatchInvariantError,
     BatchSizeWarning,
@@ -211,8 +211,7 @@ def _frame(stock: Callable[..., Any], self: Any, frame: Any, *args: Any, **kwarg
     attempt = _Attempt()
     _thread.attempts.append(attempt)
     try:
-        with told_to_compile():
-            result = stock(self, frame, *args, **kwargs)
+        result = stock(self, frame, *args, **kwargs)
     finally:
         _thread.attempts.pop()
     _report(attempt, frame)

@@ -6,8 +6,7 @@ Beside `dynamo` and `dynamo_sizes`, the only file that names Dynamo's privates.
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,15 +55,11 @@ def _is_nested(variable: Any) -> bool:
     return proxy is not None and getattr(proxy.node.meta.get("example_value"), "is_nested", False)
 
 
-@contextmanager
-def told_to_compile() -> Iterator[None]:
-    """Within, `torch.compiler.is_compiling()` holds in what a backend runs, as from torch 2.13 on."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
+def is_tracing() -> bool:
+    """Whether this thread makes a graph: `torch.compiler.is_compiling()` there, as from torch 2.13 on."""
+    from torch._guards import TracingContext
+
+    return torch.compiler.is_compiling() or TracingContext.try_get() is not None
 
 
 def trace_recurrent_modules() -> None:

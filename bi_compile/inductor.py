@@ -187,6 +187,9 @@ def compile_graph(
         # The backward graph is compiled long after this function has returned: the settings come along.
         direction = "backward" if options.get("is_backward") else "forward"
         traced(graph_module.graph, direction)
+        if "get_decomp_fn" in options:
+            # The host's own, in torch 2.12, is a function within a function: keys of caches cannot name it.
+            options["get_decomp_fn"] = functools.partial(_itself, decompositions)
         compile_inner = functools.partial(host.compile_fx_inner, graph_module, inputs, **options)
         if _graphs_only.get():
             return _check_only(graph_module, compile_inner)
@@ -204,6 +207,10 @@ def compile_graph(
             config_patches=patches,
             decompositions=decompositions,  # type: ignore[arg-type]
         )
+
+
+def _itself(table: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return table
 
 
 def _code_file(compiled: Any) -> str:

@@ -52,8 +52,8 @@ ALLOWED = {
     "templates.isolation": {"templates.registry"},
     "templates": set(),
     "passes": {
-        "analysis", "errors", "templates.contraction", "templates.convolution", "templates.reduction",
-        "templates.softmax", "templates.normalization", "templates.attention",
+        "analysis", "dynamo_tracing", "errors", "templates.contraction", "templates.convolution",
+        "templates.reduction", "templates.softmax", "templates.normalization", "templates.attention",
         "templates.distance", "templates.dropout", "templates.order_statistics", "templates.pointwise",
         "templates.scan",
         "templates.scatter",

@@ -136,7 +136,11 @@ RELATIONS = {
     "an opposite": (lambda x: x * 2 if not x.size(0) > 4 else x * 3, ["B > 4"]),
     "one of some": (lambda x: x * 2 if x.shape[0] in (4, 6) else x * 3, ["B == 4 or B == 6"]),
     "any size": (lambda x: x * 2 if any(size > 7 for size in x.shape) else x * 3, ["B > 7"]),
-    "a whole shape": (lambda x: x * 2 if x.shape == (6, 8) else x * 3, ["B == 6"]),
+    # Before torch 2.13 Dynamo asks of each size whether it is another.
+    "a whole shape": (
+        lambda x: x * 2 if x.shape == (6, 8) else x * 3,
+        ["B != 6" if torch.__version__ < (2, 13) else "B == 6"],
+    ),
     "a bool": (lambda x: x * 2 if bool(x.shape[0] > 4) else x * 3, ["B > 4"]),
     "and": (lambda x: x * 2 if x.shape[1] > 4 and x.shape[0] > 4 else x * 3, ["B > 4"]),
     "a value of two": (lambda x: x * ((x.shape[0] > 4 and 2) or 3), ["B > 4"]),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from bi_compile.dynamo_tracing import is_tracing
 from bi_compile.passes import dropout, flex_attention, nested, recurrent, varlen_attention
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
@@ -56,7 +57,7 @@ def _attention(
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     if nested.is_nested(query, key, value):
         return nested.attention(query, key, value, attn_mask, dropout_p, *rest, **options)
-    if dropout_p > 0 and torch.compiler.is_compiling():
+    if dropout_p > 0 and is_tracing():
         # Left to the dropout in it, which the option makes one per sample, or the final check refuses.
         return dropout.attention(query, key, value, attn_mask, dropout_p, *rest, **options)
     return attention.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, *rest, **options)

@@ -222,6 +222,12 @@ def _round(x: Tensor, *, decimals: int) -> Any:
     return rounded.to(x.dtype)
 
 
+@rewrite(aten.frac.default)
+def _frac(x: Tensor) -> Any:
+    # As in eager PyTorch, where the part of -0 is +0: before torch 2.13 graphs have -0, by a sign that is 0.
+    return x - x.trunc() if is_floating(x) else NotImplemented
+
+
 @rewrite(aten.softshrink.default)
 def _softshrink(x: Tensor, lambd: Any = 0.5) -> Any:
     # The zero has the sign of x. Eager PyTorch gives +0 in vectors, and either zero in what is left of a row.
@@ -302,7 +308,7 @@ def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = Non
 
 REWRITES = (
     *_mul, *_div, *_div_mode, *_floor_divide_op, *_fmod, *_add, *_sub, *_rsub, *_remainder,
-    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_softshrink,
+    *_addcmul, *_addcdiv, *_lerp, *_glu, *_asinh, *_pow, *_pow_base, *_round, *_frac, *_softshrink,
     *_hardshrink_backward, *_maximum, *_minimum, *_relu, *_clamp, *_clamp_min, *_clamp_max, *_clamp_tensor,
     *_clamp_min_tensor, *_clamp_max_tensor,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bi_compile.dynamo_tracing import is_tracing
 from bi_compile.templates.attention import attention_with_logsumexp
 
 Tensor = torch.Tensor
@@ -58,7 +59,7 @@ def varlen_attention(
         key, value = key.flatten(0, 1), value.flatten(0, 1)
 
     too_long = (query_lengths > max_q) | (key_lengths > max_k)
-    if not torch.compiler.is_compiling() and bool(too_long.any()):
+    if not is_tracing() and bool(too_long.any()):
         longest = int(query_lengths.max()), int(key_lengths.max())
         raise ValueError(f"varlen_attn: max_q={max_q} and max_k={max_k}, but sequences have up to {longest}")
     q, k, v = (_gathered(t, slots) for t, slots in ((query, queries), (key, keys), (value, keys)))

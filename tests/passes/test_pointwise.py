@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import bi_compile
 from bi_compile import backend, pipeline
 from tests.bits import assert_same_bits, same_bits
+from tests.passes.tables import op_names, traced
 
 OPS = {
     "exp": torch.exp,
@@ -165,6 +166,19 @@ def test_constants_round_to_their_dtype_before_they_are_widened(name):
     got = torch.compile(WIDENED[name], backend="batch_invariant")(x)
     assert_same_bits(got, want)
     assert_same_bits(want, WIDENED[name](x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_fractional_part_of_what_has_none_is_plus_zero(dtype):
+    torch.compiler.reset()
+    x = torch.tensor([-0.0, 0.0, -2.0, 3.0, -(2.0**30), -0.25, -7.5] * 5, dtype=dtype)
+    assert "aten.trunc" in op_names(traced(torch.frac, x))
+    with bi_compile.eager():
+        want = torch.frac(x)
+    assert not want[:5].signbit().any()
+    assert torch.equal(want[5:7].double(), torch.tensor([-0.25, -0.5]).double())
+    assert_same_bits(want, torch.frac(x))
+    assert_same_bits(torch.compile(torch.frac, backend="batch_invariant")(x), want)
 
 
 def test_the_gradient_of_hardshrink_is_an_op_that_hosts_lack():
