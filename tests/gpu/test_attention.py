@@ -261,6 +261,26 @@ def test_what_is_seen_is_seen():
     assert found[0, 0, 1].isfinite().all()
 
 
+@EACH_DTYPE
+def test_any_number_of_programs_does_tiles_again(dtype, monkeypatch):
+    """Infinities at the ends of blocks: the rows before them in a block multiply them by a weight of 0."""
+    q, k, v = inputs(2, 4, 2, 450, 450, 64, 64, dtype)
+    causal = torch.ones(1, 1, 450, 450, dtype=torch.bool, device="cuda").tril()
+    expected = run(q, k, v, is_causal=True)
+    # The last row of one head alone, then all tiles.
+    for first, sample, kv_head in ((449, 1, 1), (63, slice(None), slice(None))):
+        v[sample, kv_head, first::64, 3] = INF
+        heads = slice(2, 4) if kv_head == 1 else kv_head
+        expected[sample, heads, first:, 3] = INF
+        for programs in (1, 7, 131, 10**6):
+            monkeypatch.setattr(gpu, "careful_programs", lambda steps, p, n=programs: min(steps, n))
+            assert_same_bits(run(q, k, v, is_causal=True), expected, f"{programs}")
+        monkeypatch.undo()
+        assert_same_bits(run(q, k, v, is_causal=True), expected, "causal")
+        assert_same_bits(run(q, k, v, causal), expected, "boolean")
+        assert_same_bits(run(q, k, v, torch.where(causal, 0.0, -INF).to(dtype)), expected, "added")
+
+
 @pytest.mark.parametrize("name", ["plain", "causal", "boolean", "added", "softcap"])
 @EACH_DTYPE
 def test_gradients(dtype, name):

@@ -10,7 +10,6 @@ import triton
 from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS, ATTENTION_GPU_KV_SPLIT
 from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.attention.contract import refuse_dtype
-from bi_compile.templates.attention.gpu_arithmetic import ADDITIVE
 from bi_compile.templates.attention.gpu_kernels import attend
 from bi_compile.templates.attention.gpu_maps import (
     Columns,
@@ -27,9 +26,6 @@ from bi_compile.templates.registry import implements
 
 _LOG2_E = float.fromhex("0x1.715476p+0")
 _FEW_ROWS = 8
-_CAREFUL_ROWS = 16
-_CAREFUL_TILES = 32
-"""Tiles that one program of the careful kernel looks after: mostly it has nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +102,6 @@ class Tile:
         return cls(64, 4, 2 if three else 3, kept=0 if capped and mask is not None else None)
 
     @classmethod
-    def of_careful(cls, dtype: torch.dtype, mask: torch.dtype | None, capped: bool, maps: bool) -> "Tile":
-        """For the kernel that does tiles again. maps: of a device with tensor maps."""
-        # What a mask or a softcap takes leaves no registers to more rows, with these exceptions.
-        added = mask not in (None, torch.bool)
-        few = capped or mask is not None
-        if maps and dtype != torch.float32:
-            few = capped or added
-        elif not maps and dtype == torch.float32:
-            few = capped and added
-        return cls(_FEW_ROWS if few else _CAREFUL_ROWS, 8, 1)
-
-    @classmethod
     def spread(cls, group: int, dims: int, dtype: torch.dtype, maps: bool, small: bool) -> "Tile":
         """For rows of queries that are far apart: few, since the keys between are of no use to most."""
         if dtype == torch.float32:
@@ -127,6 +111,10 @@ class Tile:
         if group > 2 and maps and not small:
             return cls(64, 4, 2)
         return cls(16, (1 if dims <= 64 else 2) * (1 if maps else 2), 2)
+
+
+_CAREFUL = Tile(16, 8, 1)
+"""Of the kernel that does tiles again."""
 
 
 class Pieces(NamedTuple):
@@ -155,13 +143,11 @@ class Pieces(NamedTuple):
     ) -> "Pieces":
         """For tiles of so many rows.
 
-        careful: for the kernel that does tiles again. short: of registers, there or in fp32.
+        careful: for the kernel that does tiles again. short: of registers, in fp32.
         masked: a mask is read.
         """
         if careful:
-            if dtype == torch.float32:
-                return cls(min(dims, 32), min(value_dims, 64 if short else 128), BLOCK)
-            return cls(min(dims, 16 if short else 32), min(value_dims, 128), BLOCK)
+            return cls(min(dims, 32), min(value_dims, 128), BLOCK)
         whole = dtype != torch.float32 and max(dims, value_dims) <= 256
         if value_dims > 512:
             value_dims = 256
@@ -206,6 +192,15 @@ def splits_of(keys: int) -> int:
     if keys <= ATTENTION_GPU_FIRST_SPLITS * short:
         return triton.cdiv(keys, short)
     return ATTENTION_GPU_FIRST_SPLITS // 2 + triton.cdiv(keys, ATTENTION_GPU_KV_SPLIT)
+
+
+def careful_programs(steps: int, processors: int) -> int:
+    """How many programs of the careful kernel share so many steps, of which mostly none is to be done.
+
+    A multiprocessor has the registers of one. An odd number: heads and the steps of a tile are powers of two,
+    and what recurs with them, as an infinity in one head does, would meet the same few programs.
+    """
+    return min(steps, (processors - 1) | 1)
 
 
 def _multiprocessors(x: torch.Tensor) -> int:
@@ -315,16 +310,19 @@ def attention(
 
     line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in row_strides(x)) else 1
 
-    def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
+    def launch(
+        grid: tuple[int, ...] | None, tile_here: Tile, apart: bool = False, careful: bool = False
+    ) -> None:
         old = not _has_tensor_maps(q)
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
         # One split in a loop of its own leaves the assembler another choice of what to keep.
         short = short or (old and splits == 1 and value_dims > 256)
-        if careful:
-            short = softcap != 0 and kind == ADDITIVE.value
         masked = read is not None
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, short, masked)
+        if grid is None:
+            of_tile = triton.cdiv(tile.rows, tile_here.rows) * triton.cdiv(value_size, pieces.value_dims)
+            grid = (careful_programs(programs * of_tile, processors),)
         maps_here = maps and not careful
         multiplied = Columns(pieces.dims), Columns(pieces.value_dims)
         own_maps = k, k, v, v
@@ -347,7 +345,7 @@ def attention(
             VALUE_KEYS=pieces.value_keys, GROUP=group, BLOCK_M=tile_here.rows, BINARY=binary,
             NATURAL=exponent.natural, CAPPED=softcap != 0, MASK=kind, CAUSAL=is_causal and kind == 0,
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
-            FLAGGED=flagged, APART=apart, CAREFUL=careful, TILES=_CAREFUL_TILES if careful else 1,
+            FLAGGED=flagged, APART=apart, CAREFUL=careful,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
             num_warps=tile_here.warps, num_stages=tile_here.stages,
@@ -362,8 +360,7 @@ def attention(
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        careful = Tile.of_careful(q.dtype, None if read is None else mask.dtype, softcap != 0, early)
-        launch((triton.cdiv(programs, _CAREFUL_TILES),), careful, careful=True)
+        launch(None, _CAREFUL, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
         # What is on the way at once has to fit registers.

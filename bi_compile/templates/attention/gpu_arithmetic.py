@@ -121,8 +121,8 @@ def row_sum(p):
 
 
 @triton.jit
-def unwanted(p, counts, v, out):
-    """What non-finite values add to out, met or not: a weight of 0 keeps out those of masked keys alone.
+def unwanted(p, counts, v):
+    """What non-finite values add to a sum [M, D]: a weight of 0 keeps out those of masked keys alone.
 
     counts [M, BLOCK]: whether a key takes part in a row.
     """
@@ -133,7 +133,7 @@ def unwanted(p, counts, v, out):
     ups = tl.dot(positive, (v == float("inf")).to(tl.bfloat16))
     downs = tl.dot(positive, (v == -float("inf")).to(tl.bfloat16))
     found = tl.where(ups > 0, float("inf"), tl.where(downs > 0, -float("inf"), 0.0))
-    return out + tl.where((nans > 0) | ((ups > 0) & (downs > 0)), float("nan"), found)
+    return tl.where((nans > 0) | ((ups > 0) & (downs > 0)), float("nan"), found)
 
 
 @triton.jit

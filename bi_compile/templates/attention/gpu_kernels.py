@@ -21,6 +21,9 @@ _SEVERAL = tl.constexpr(1)
 _STRANGE = tl.constexpr(2)
 """Flags of a tile: its rows have several first keys; something in it is not finite."""
 
+_AT_ONCE = tl.constexpr(128)
+"""Flags that a program of the careful kernel reads together."""
+
 
 @triton.jit
 def _whole(stride, LINE: tl.constexpr):
@@ -79,12 +82,32 @@ def _place(
 
 
 @triton.jit
-def _place_again(
-    step, tiles, all_heads, TILES: tl.constexpr, PARTS_OF_TILE: tl.constexpr, VALUE_PIECES: tl.constexpr
-):  # fmt: skip
-    """Number of the flag, head, tile, split and piece of the values of a step of the careful kernel."""
+def _last_step(flags, programs, STEPS_OF_TILE: tl.constexpr):
+    """This program's last step in the careful kernel, one of STEPS_OF_TILE of a tile; -1 if it has none.
+
+    The steps of all tiles are dealt out to the programs in turns.
+    """
+    stride, steps = tl.num_programs(0), programs * STEPS_OF_TILE
+    # A warp has 32 of them: what tells warps apart would be kept in a register.
+    own = tl.arange(0, 32) * stride
+    last = tl.full((32,), -1, tl.int32)
+    for begin in tl.range(tl.program_id(0), steps, stride * _AT_ONCE):
+        for ahead in tl.static_range(0, _AT_ONCE, 32):
+            step = begin + ahead * stride + own
+            strange = tl.load(flags + step // STEPS_OF_TILE, mask=step < steps, other=0) & _STRANGE
+            last = tl.where(strange != 0, step, last)
+    return tl.max(last, 0)
+
+
+@triton.jit
+def _place_again(turn, tiles, all_heads, PARTS_OF_TILE: tl.constexpr, VALUE_PIECES: tl.constexpr):
+    """Number of the flag, head, tile, split and piece of the values of a step of the careful kernel.
+
+    turn: -1 for the program's first step, -2 for its second, and so on.
+    """
+    step = tl.program_id(0) + (-1 - turn) * tl.num_programs(0)
     piece, part = step % VALUE_PIECES, step // VALUE_PIECES
-    number = tl.program_id(0) * TILES + part // PARTS_OF_TILE
+    number = part // PARTS_OF_TILE
     tile = number // all_heads % tiles * PARTS_OF_TILE + part % PARTS_OF_TILE
     return number, number % all_heads, tile, number // all_heads // tiles, piece
 
@@ -157,7 +180,7 @@ def attend(
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BINARY: tl.constexpr,
     NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
-    APART: tl.constexpr, CAREFUL: tl.constexpr, TILES: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
+    APART: tl.constexpr, CAREFUL: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
     IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
     HELD: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
@@ -167,10 +190,10 @@ def attend(
     VALUE_REST, so many follow, and that is all. k_map to v_rest: where MAPS, tensor maps of these.
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
-    non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former of
-    TILES tiles anew, BLOCK_M rows at a time. FEW: by `walk_few`. LINE: strides of rows are multiples of so
-    many numbers, 16 bytes, where these are not multiples of 16, as the compiler knows by itself. EARLY: the
-    next kernel may be started before this one ends, and this one before the last.
+    non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former
+    anew, BLOCK_M rows at a time, in any number of programs. FEW: by `walk_few`. LINE: strides of rows are
+    multiples of so many numbers, 16 bytes, where these are not multiples of 16, as the compiler knows by
+    itself. EARLY: the next kernel may be started before this one ends, and this one before the last.
 
     all_heads: batch * kv_heads. IN_TURNS: the tiles of 2**together heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
@@ -185,10 +208,16 @@ def attend(
         cuda.gdc_launch_dependents()
         if CAREFUL or APART:
             cuda.gdc_wait()
+    COLUMNS: tl.constexpr = VALUE_DIMS + VALUE_REST
+    PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
+    VALUE_PIECES: tl.constexpr = (VALUE_SIZE + COLUMNS - 1) // COLUMNS
+    first_turn, end_turn = 0, VALUE_PIECES
     if CAREFUL:
-        numbers = tl.program_id(0) * TILES + tl.arange(0, TILES)
-        if (tl.max(tl.load(flags + numbers, mask=numbers < programs, other=0), 0) & _STRANGE) == 0:
+        last_step = _last_step(flags, programs, PARTS_OF_TILE * VALUE_PIECES)
+        if last_step < 0:
             return
+        # The last one first: with a causal mask it is the longest. Up to 0: a bound would take a register.
+        first_turn, end_turn = -1 - last_step // tl.num_programs(0), 0
     TURNS: tl.constexpr = IN_TURNS and not (APART or CAREFUL)
     head, tile, split = _place(0, splits, tiles, together, all_heads, PARALLEL, APART, TURNS)
     if TURNS and head >= all_heads:
@@ -199,24 +228,21 @@ def attend(
     # Offsets, not addresses: a tile of those takes twice the registers.
     k_block = dim[:, None] * k_dim + key[None, :] * k_row
     v_block = tl.arange(0, VALUE_KEYS)[:, None] * v_row + value_dim[None, :] * v_dim
-    COLUMNS: tl.constexpr = VALUE_DIMS + VALUE_REST
     EVEN: tl.constexpr = SIZE % DIMS == 0 and VALUE_SIZE % VALUE_DIMS == 0
     # A zero that the compiler does not know: what is worked out with it after the walk is not kept during it.
     # Its bits, where registers are short: a cast would be kept.
     LARGE: tl.constexpr = HELD > 0 or (BINARY and COLUMNS > 128 and not (APART or CAREFUL))
     nothing = tl.cast(zero, tl.int32, bitcast=LARGE)
     SPLITS: tl.constexpr = not (PARALLEL or ONE_SPLIT)
-    PARTS_OF_TILE: tl.constexpr = (ROWS_OF_TILE + BLOCK_M - 1) // BLOCK_M if CAREFUL else 1
-    VALUE_PIECES: tl.constexpr = (VALUE_SIZE + COLUMNS - 1) // COLUMNS
     # Where registers are short nothing that a step could work out again is kept in them.
     SHORT: tl.constexpr = CAREFUL or (not BINARY and VALUE_DIMS > 128)
-    for step in tl.range(TILES * PARTS_OF_TILE * VALUE_PIECES, disable_licm=SHORT):
-        wanted, piece = 1, step if VALUE_PIECES > 1 else 0
+    for turn in tl.range(first_turn, end_turn, disable_licm=SHORT):
+        wanted, piece = 1, turn if VALUE_PIECES > 1 else 0
         if CAREFUL:
             number, head, tile, split, piece = _place_again(
-                step, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+                turn, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
             )
-            wanted = tl.load(flags + number, mask=number < programs, other=0) & _STRANGE
+            wanted = tl.load(flags + number) & _STRANGE
         batch, kv_head = head // kv_heads, head % kv_heads
         row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
         left = query < queries
@@ -292,7 +318,7 @@ def attend(
                     again = first_key & nothing
                     if CAREFUL:
                         _, head, tile, split, piece = _place_again(
-                            step + again, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+                            turn + again, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
                         )
                     else:
                         head, tile, split = _place(
@@ -336,7 +362,7 @@ def attend(
                     )  # fmt: skip
                 if CAREFUL:
                     _, head, tile, split, piece = _place_again(
-                        step + nothing, tiles, all_heads, TILES, PARTS_OF_TILE, VALUE_PIECES
+                        turn + nothing, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
                     )
                 else:
                     head, tile, split = _place(
