@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from bi_compile.passes import quantile as _quantile  # noqa: F401  (for graphs before torch 2.12)
 from bi_compile.passes.rewrite import is_floating, rewrite
 from bi_compile.templates import order_statistics as _order_statistics  # noqa: F401  (defines the ops)
 from bi_compile.templates import reduction as _reduction  # noqa: F401

@@ -1,7 +1,10 @@
 """Sorting and selecting keep equal elements in the order of their indices; stable sorts stay."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 
 import bi_compile
 from bi_compile.report import collect
@@ -46,7 +49,9 @@ LEFT_ALONE = {
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_is_rewritten(name):
     fn, inputs, ops = REWRITTEN[name]
-    check_rewritten(fn, inputs, ops)
+    # Where the host asks it when it makes graphs, and quantiles are ours before torch 2.12.
+    with enable_python_dispatcher() if "quantile" in name else nullcontext():
+        check_rewritten(fn, inputs, ops)
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
