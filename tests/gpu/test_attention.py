@@ -1,5 +1,6 @@
 """Attention on a CUDA device: one row's bits whatever the batch, the padding, the tile, the other queries."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -148,6 +149,46 @@ def test_heads_of_other_sizes_agree_in_forward_chunks_and_decoding(dtype, size, 
     chunk = torch.ones(120, 520, dtype=torch.bool, device="cuda").tril(400)
     found = run(q[:, :, 400:], k, v, chunk.expand(2, 1, 120, 520))
     assert_same_bits(found, whole[:, :, 400:].contiguous(), "chunk")
+
+
+@pytest.mark.parametrize("dtype", LOW[1:], ids=str)
+@pytest.mark.parametrize(
+    ("size", "value_size", "group"),
+    [(256, 256, 4), (256, 256, 1), (200, 232, 7), (240, 208, 2), (64, 256, 3)],
+)
+def test_values_that_are_met_one_block_later(dtype, size, value_size, group, monkeypatch):
+    """In large heads: the same bits without, by decoding and in another batch; a control; float64."""
+    late, stock = [], gpu.attend
+
+    class Told:
+        def __getitem__(self, grid):
+            return lambda *args, **given: late.append(given["LATE"]) or stock[grid](*args, **given)
+
+    monkeypatch.setattr(gpu, "attend", Told())
+    choose = gpu.Tile.choose
+    apart = lambda *a: dataclasses.replace(choose(*a), late=False)  # noqa: E731
+    monkeypatch.setattr(gpu, "_multiprocessors", lambda x: 1)
+    for batch, keys in ((2, 257), (1, 320), (3, 1100)):
+        q, k, v = inputs(batch, 2 * group, 2, keys, keys, size, value_size, dtype, seed=keys)
+        for causal in (True, False):
+            del late[:]
+            whole = run(q, k, v, is_causal=causal)
+            assert late[0], "splits are walked in sequence"
+            with monkeypatch.context() as patch:
+                patch.setattr(gpu.Tile, "choose", apart)
+                assert_same_bits(run(q, k, v, is_causal=causal), whole, f"{keys} {causal}")
+            exact = torch.nn.functional.scaled_dot_product_attention(
+                q.double(), k.double(), v.double(), is_causal=causal, enable_gqa=True
+            )
+            torch.testing.assert_close(whole.double(), exact, rtol=0.02, atol=0.02)
+        whole = run(q, k, v, is_causal=True)
+        assert_same_bits(run(q[:1], k[:1], v[:1], is_causal=True), whole[:1].contiguous(), "alone")
+        for i in (0, 63, 255, 256, keys - 1):
+            row = run(q[:1, :, i : i + 1], k[:1, :, : i + 1], v[:1, :, : i + 1])
+            assert_same_bits(row, whole[:1, :, i : i + 1].contiguous(), f"query {i} of {keys}")
+    other = whole.clone()
+    v[0, 0, keys - 2] += 1
+    assert not same_bits(run(q, k, v, is_causal=True), other)
 
 
 @EACH_DTYPE

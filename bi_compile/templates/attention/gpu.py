@@ -39,6 +39,8 @@ class Tile:
     """By `gpu_few`."""
     kept: int | None = None
     """Columns of the sum of finished splits that stay in registers, None for all; see `gpu_held`."""
+    late: bool = False
+    """By `gpu_late` where it can: splits in sequence, no mask, no softcap, no head in two tiles."""
 
     @property
     def keys(self) -> int:
@@ -51,8 +53,8 @@ class Tile:
 
         dims: numbers of a key and its value. processors: multiprocessors, each with so much shared memory.
         """
-        # Where each has a multiprocessor of its own, or nearly, nothing else hides the latency of its loads.
-        stages = min(3 if programs <= 1.2 * processors else 2, (memory - 2**13) // (2 * BLOCK * dims * 2))
+        # Where each has a multiprocessor of its own nothing else hides the latency of its loads.
+        stages = min(3 if programs <= processors else 2, (memory - 2**13) // (2 * BLOCK * dims * 2))
         return cls(_FEW_ROWS, 2, stages, few=True) if stages > 1 else None
 
     @classmethod
@@ -93,7 +95,7 @@ class Tile:
             return cls(32, 8, 2)
         if dims > 192:
             # What a mask or a softcap takes leaves no registers to the sum.
-            return cls(128, 8, 2, kept=0 if capped or mask is not None else 64)
+            return cls(128, 8, 2, kept=0 if capped or mask is not None else 64, late=True)
         if dims > 128:
             # Where values leave registers to a mask's numbers, two blocks share a multiprocessor.
             return cls(64, 4, 2) if added and (value_dims or dims) <= 128 else cls(128, 8, 3, kept=128)
@@ -348,6 +350,7 @@ def attention(
             FLAGGED=flagged, APART=apart, CAREFUL=careful,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
             STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
+            LATE=tile_here.late and held_dims > 0 and not (masked or exponent.natural or rest or value_rest),
             num_warps=tile_here.warps, num_stages=tile_here.stages,
             **(ALL_REGISTERS if careful or all_registers else {}),
             **(after_ours if parallel or tile_here != tile else {}), **COMPILATION,

@@ -50,16 +50,16 @@ def _sum(held, a, out, c, known):
 
 
 @triton.jit
-def _add(held, a, out, c, known, IN_ORDER: tl.constexpr):
-    """Add a split to what is held. IN_ORDER: not all is loaded at once."""
+def _add(held, a, out, c, known, AT_ONCE: tl.constexpr):
+    """Add a split to what is held."""
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if D > _PIECE:
         near, far = halves(out)
-        _add(held, a, near, c, known, IN_ORDER)
-        if IN_ORDER and D > _BETWEEN_BARRIERS:
+        _add(held, a, near, c, known, AT_ONCE)
+        if AT_ONCE > 0 and AT_ONCE < D:
             _in_order()
-        _add(held + M * D // 2, a, far, c, known, IN_ORDER)
+        _add(held + M * D // 2, a, far, c, known, AT_ONCE)
     else:
         tl.store(held_at(held, M, D), as_held(_sum(held, a, out, c, known)))
 
@@ -80,19 +80,21 @@ def _take(held, a, out, c):
 
 
 @triton.jit
-def _add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
+def _add_split(kept, held, a, out, c, known, KEPT: tl.constexpr, AT_ONCE: tl.constexpr):
     M: tl.constexpr = out.shape[0]
     D: tl.constexpr = out.shape[1]
     if KEPT == 0:
-        _add(held, a, out, c, known, True)
+        _add(held, a, out, c, known, AT_ONCE if AT_ONCE else _BETWEEN_BARRIERS)
         return kept
     elif KEPT == D:
         return added(kept, a, out, c)
     else:
         near, far = halves(out)
         # What is held first: its loads take the registers that are free.
-        _add(held + M * (D // 2 - KEPT), a, far, c, known, False)
-        return _add_split(kept, held, a, near, c, known, KEPT)
+        _add(held + M * (D // 2 - KEPT), a, far, c, known, AT_ONCE)
+        if AT_ONCE:
+            _in_order()
+        return _add_split(kept, held, a, near, c, known, KEPT, AT_ONCE)
 
 
 @triton.jit
@@ -123,20 +125,21 @@ def nothing_kept(M: tl.constexpr, DIMS: tl.constexpr, REST: tl.constexpr, KEPT: 
 
 
 @triton.jit
-def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr):
+def add_split(kept, held, a, out, c, known, KEPT: tl.constexpr, AT_ONCE: tl.constexpr):
     """What is kept, the first KEPT columns, of a sum after a split, whose others are added to what is held.
 
     kept, out: in one tile or in two. a, c: as in `added`. known: whether anything is held yet, else zeros.
+    AT_ONCE: columns that are loaded at a time where some are kept; 0 for as many as find registers.
     """
     M: tl.constexpr = out[0].shape[0]
     D: tl.constexpr = out[0].shape[1]
     OF_NEAR: tl.constexpr = KEPT if KEPT < D else D
     if len(out) > 1:
         # What is held first, as above.
-        rest = _add_split(kept[1], held + M * (D - OF_NEAR), a, out[1], c, known, KEPT - OF_NEAR)
-        return _add_split(kept[0], held, a, out[0], c, known, OF_NEAR), rest
+        rest = _add_split(kept[1], held + M * (D - OF_NEAR), a, out[1], c, known, KEPT - OF_NEAR, AT_ONCE)
+        return _add_split(kept[0], held, a, out[0], c, known, OF_NEAR, AT_ONCE), rest
     else:
-        return (_add_split(kept[0], held, a, out[0], c, known, KEPT),)
+        return (_add_split(kept[0], held, a, out[0], c, known, KEPT, AT_ONCE),)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from triton.language.extra import cuda
 
 from bi_compile.templates.attention.gpu_arithmetic import BLOCK, split_begin, store_rows
 from bi_compile.templates.attention.gpu_few import walk_few
+from bi_compile.templates.attention.gpu_late import walk_late
 from bi_compile.templates.attention.gpu_walk import walk
 
 _SEVERAL = tl.constexpr(1)
@@ -182,7 +183,7 @@ def attend(
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
     APART: tl.constexpr, CAREFUL: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
     IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
-    HELD: tl.constexpr, LINE: tl.constexpr,
+    HELD: tl.constexpr, LINE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -191,9 +192,10 @@ def attend(
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
     non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former
-    anew, BLOCK_M rows at a time, in any number of programs. FEW: by `walk_few`. LINE: strides of rows are
-    multiples of so many numbers, 16 bytes, where these are not multiples of 16, as the compiler knows by
-    itself. EARLY: the next kernel may be started before this one ends, and this one before the last.
+    anew, BLOCK_M rows at a time, in any number of programs. FEW: by `walk_few`. LATE: by `walk_late`.
+    LINE: strides of rows are multiples of so many numbers, 16 bytes, where these are not multiples of 16, as
+    the compiler knows by itself. EARLY: the next kernel may be started before this one ends, and this one
+    before the last.
 
     all_heads: batch * kv_heads. IN_TURNS: the tiles of 2**together heads come in turns, the longest first.
     parts [all_heads, splits, rows, VALUE_SIZE], states [3, all_heads, splits, rows]: maximum, sum and whether
@@ -350,6 +352,11 @@ def attend(
                     maximum, total, found, seen = walk_few(
                         tile_q[0], k_map, v_map, batch, kv_head, left, own_end, begin, end, whole,
                         before, softcap, scale, VALUE_DIMS, BINARY, NATURAL, CAPPED, STAGES,
+                    )  # fmt: skip
+                elif LATE:
+                    maximum, total, found, seen = walk_late(
+                        tile_q[0], k_map, v_map, batch, kv_head, tile, queries, keys, end, scale, zero,
+                        BLOCK_M, VALUE_DIMS, GROUP, CAUSAL, STAGES, (held, tiles, together), HELD,
                     )  # fmt: skip
                 else:
                     maximum, total, found, seen = walk(

@@ -13,6 +13,38 @@ from bi_compile.templates.gpu.pieces import halves
 
 
 @triton.jit
+def mapped_scores(q, k_maps, batch, kv_head, first):
+    """Queries [M, D] times the keys from `first` on, read through tensor maps: [M, BLOCK].
+
+    q: in one tile or in two, one beside the other, each with a map of its keys.
+    """
+    DIMS: tl.constexpr = q[0].shape[1]
+    k = tl.reshape(k_maps[0].load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
+    scores = tl.dot(q[0], k, input_precision="ieee")
+    if len(q) > 1:
+        k = tl.reshape(k_maps[1].load([batch, kv_head, first, DIMS]), (BLOCK, q[1].shape[1])).T
+        scores = tl.dot(q[1], k, scores, input_precision="ieee")
+    return scores
+
+
+@triton.jit
+def mapped_values(p, out, v_maps, batch, kv_head, first):
+    """out [M, D] and weights [M, K] times the values from key `first` on, read through tensor maps.
+
+    out: in one tile or in two, as the maps.
+    """
+    KEYS: tl.constexpr = p.shape[1]
+    v = tl.reshape(v_maps[0].load([batch, kv_head, first, 0]), (KEYS, out[0].shape[1]))
+    p = p.to(v.dtype)
+    near = tl.dot(p, v, out[0], input_precision="ieee")
+    if len(out) > 1:
+        v = tl.reshape(v_maps[1].load([batch, kv_head, first, near.shape[1]]), (KEYS, out[1].shape[1]))
+        return near, tl.dot(p, v, out[1], input_precision="ieee")
+    else:
+        return (near,)
+
+
+@triton.jit
 def scores_of(
     q, k_head, k_block, k_maps, batch, kv_head, rows, first, keys, q_step, k_step, k_stride, key_dims,
     nothing, SIZE: tl.constexpr, EVEN: tl.constexpr, MAPS: tl.constexpr,
@@ -41,32 +73,23 @@ def scores_of(
                 k = tl.load(k_at, mask=dims[:, None] & there[None, :], other=0.0)
             scores = tl.dot(own, k, scores, input_precision="ieee")
         return scores
+    elif MAPS:
+        return mapped_scores(q, k_maps, batch, kv_head, first)
+    elif EVEN:
+        k = tl.load(k_head + at + k_block, mask=there[None, :], other=0.0)
+        return tl.dot(q[0], k, input_precision="ieee")
     else:
-        if MAPS:
-            k = tl.reshape(k_maps[0].load([batch, kv_head, first, 0]), (BLOCK, DIMS)).T
-        elif EVEN:
-            k = tl.load(k_head + at + k_block, mask=there[None, :], other=0.0)
-        else:
-            k = tl.load(k_head + at + k_block, mask=key_dims[:, None] & there[None, :], other=0.0)
-        scores = tl.dot(q[0], k, input_precision="ieee")
-        if len(q) > 1:
-            k = tl.reshape(k_maps[1].load([batch, kv_head, first, DIMS]), (BLOCK, q[1].shape[1])).T
-            scores = tl.dot(q[1], k, scores, input_precision="ieee")
-        return scores
+        k = tl.load(k_head + at + k_block, mask=key_dims[:, None] & there[None, :], other=0.0)
+        return tl.dot(q[0], k, input_precision="ieee")
 
 
 @triton.jit
-def values_from(
-    v_head, v_block, v_map, batch, kv_head, first, keys, v_stride, value_dims,
-    EVEN: tl.constexpr, MAPS: tl.constexpr,
-):  # fmt: skip
+def values_from(v_head, v_block, first, keys, v_stride, value_dims, EVEN: tl.constexpr):
     """The values from key `first` on: [keys of v_block, D]."""
     KEYS: tl.constexpr = v_block.shape[0]
     at = v_head + tl.cast(first, tl.int64) * v_stride + v_block
     there = first + tl.arange(0, KEYS) < keys
-    if MAPS:
-        return tl.reshape(v_map.load([batch, kv_head, first, 0]), (KEYS, value_dims.shape[0]))
-    elif EVEN:
+    if EVEN:
         return tl.load(at, mask=there[:, None], other=0.0)
     else:
         return tl.load(at, mask=there[:, None] & value_dims[None, :], other=0.0)
@@ -100,10 +123,11 @@ def take_in(
                 value_dims, EVEN, MAPS, CAREFUL, SHORT,
             )  # fmt: skip
         return out
+    elif MAPS:
+        tl.static_assert(not CAREFUL)
+        return mapped_values(p, out, v_maps, batch, kv_head, first)
     else:
-        v = values_from(
-            v_head, v_block, v_maps[0], batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS
-        )
+        v = values_from(v_head, v_block, first, keys, v_stride, value_dims, EVEN)
         if CAREFUL:
             finite = tl.abs(v.to(tl.float32)) < float("inf")
             met = tl.where(finite, v, tl.zeros_like(v))
@@ -113,17 +137,8 @@ def take_in(
             other = tl.zeros(near.shape, tl.float32)
             if strange != 0:
                 # Read again: what waits for the rare case takes registers from the other.
-                v = values_from(
-                    v_head, v_block, v_maps[0], batch, kv_head, first, keys, v_stride, value_dims, EVEN, MAPS
-                )
+                v = values_from(v_head, v_block, first, keys, v_stride, value_dims, EVEN)
                 other = unwanted(p, counts, v)
             return (near + other,)
         else:
-            p = p.to(v.dtype)
-            near = tl.dot(p, v, out[0], input_precision="ieee")
-            if len(out) > 1:
-                v = v_maps[1].load([batch, kv_head, first, near.shape[1]])
-                v = tl.reshape(v, (p.shape[1], out[1].shape[1]))
-                return near, tl.dot(p, v, out[1], input_precision="ieee")
-            else:
-                return (near,)
+            return (tl.dot(p.to(v.dtype), v, out[0], input_precision="ieee"),)

@@ -175,7 +175,7 @@ def _blocks(
                     all_total = tl.fma(all_total, a, past_total * c)
                     own = place_of_program(held, first & nothing, BLOCK_M * HELD)
                     known = offsets > SPLIT // 2
-                    all_out = add_split(all_out, own, a, out, c, known, COLUMNS - HELD)
+                    all_out = add_split(all_out, own, a, out, c, known, COLUMNS - HELD, 0)
                     total = sums
                 else:
                     merged = merge(
