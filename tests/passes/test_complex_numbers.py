@@ -127,9 +127,10 @@ def test_exact_ops_that_inductor_lacks_are_never_left_to_it():
         if op in stock_decompositions() and op not in lowerings and base_name(op) in EXACT_POINTWISE
     }
     names = {"aten.sgn", "aten.rsub.Tensor", "aten.rsub.Scalar", "aten.softshrink", "aten.round.decimals"}
+    names |= {"aten.frac"}
     assert {str(op).removesuffix(".default") for op in lacking} == names
     of_all = (torch.sgn, lambda x: torch.rsub(x, x + 1), lambda x: torch.rsub(x, 2))
-    of_floats = (F.softshrink, lambda x: torch.round(x, decimals=1))
+    of_floats = (F.softshrink, torch.frac, lambda x: torch.round(x, decimals=1))
     for x in (R, R.bfloat16(), (R * 3).long()):
         for call in (*of_all, *(of_floats if x.is_floating_point() else ())):
             assert not op_names(traced(call, x)) & names
