@@ -88,7 +88,7 @@ HEADS = {
 
 
 TAKEN_APART = {"other values", "five dims"}
-if torch.__version__ < (2, 15):
+if torch.__version__ < (2, 14):
     TAKEN_APART.add("three dims")
 
 
