@@ -191,6 +191,28 @@ def test_values_that_are_met_one_block_later(dtype, size, value_size, group, mon
     assert not same_bits(run(q, k, v, is_causal=True), other)
 
 
+@pytest.mark.parametrize(("size", "value_size"), [(144, 160), (160, 136), (72, 96)])
+@pytest.mark.parametrize("name", ["none", "causal", "boolean", "added"])
+def test_two_tiles_have_the_bits_of_one(size, value_size, name, monkeypatch):
+    """Where splits are walked in sequence; second tiles of 16 and 32 columns. A control; float64."""
+    monkeypatch.setattr(gpu, "_multiprocessors", lambda x: 1)
+    q, k, v = inputs(2, 4, 2, 290, 1100, size, value_size, torch.bfloat16)
+    mask = (torch.rand(2, 1, 290, 1100, device="cuda") > 0.3) if name in ("boolean", "added") else None
+    if name == "added":
+        mask = torch.where(mask, torch.randn_like(mask, dtype=q.dtype), -INF)
+    found = run(q, k, v, mask, is_causal=name == "causal")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.Columns, "of", lambda size: gpu.Columns(max(16, gpu.power_of_two(size))))
+        assert_same_bits(run(q, k, v, mask, is_causal=name == "causal"), found, name)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), mask if mask is None or name == "boolean" else mask.double(),
+        is_causal=name == "causal", enable_gqa=True,
+    )  # fmt: skip
+    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.02)
+    v[0, 0, 250, -1] += 1
+    assert not same_bits(run(q, k, v, mask, is_causal=name == "causal"), found)
+
+
 @EACH_DTYPE
 def test_a_sample_is_the_same_in_any_batch_and_padding(dtype):
     q, k, v = inputs(6, 4, 4, 33, 70, 48, 48, dtype)
