@@ -11,7 +11,7 @@ from tests.interpreted.test_attention import BF16, FP32, INF, chain, check, inpu
 triton = pytest.importorskip("triton")
 
 from bi_compile.templates.attention import gpu  # noqa: E402
-from bi_compile.templates.attention.gpu_kernels import _last_step  # noqa: E402
+from bi_compile.templates.attention.gpu_places import last_step  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -54,7 +54,7 @@ def test_any_number_of_programs_does_all(dtype, value_size, kind, programs, monk
 
 @triton.jit
 def _last_steps(found, flags, programs, STEPS_OF_TILE: tl.constexpr):
-    tl.store(found + tl.program_id(0), _last_step(flags, programs, STEPS_OF_TILE))
+    tl.store(found + tl.program_id(0), last_step(flags, programs, STEPS_OF_TILE))
 
 
 @pytest.mark.parametrize(("tiles", "programs", "steps"), [(1, 1, 1), (5, 40, 8), (700, 3, 1), (300, 7, 6)])

@@ -2,8 +2,8 @@
 
 import torch
 
-from bi_compile.templates.attention.gpu import Pieces, Tile
 from bi_compile.templates.attention.gpu_kernels import attend
+from bi_compile.templates.attention.gpu_tiles import Pieces, Tile
 from bi_compile.templates.gpu.ahead import NAMES, compile_kernel
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.gpu.steps import Steps, certified

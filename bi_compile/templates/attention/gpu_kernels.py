@@ -16,14 +16,15 @@ from triton.language.extra import cuda
 from bi_compile.templates.attention.gpu_arithmetic import BLOCK, split_begin, store_rows
 from bi_compile.templates.attention.gpu_few import walk_few
 from bi_compile.templates.attention.gpu_late import walk_late
+from bi_compile.templates.attention.gpu_places import (
+    SEVERAL,
+    STRANGE,
+    last_step,
+    place_again,
+    place_of,
+    rows_of,
+)
 from bi_compile.templates.attention.gpu_walk import walk
-
-_SEVERAL = tl.constexpr(1)
-_STRANGE = tl.constexpr(2)
-"""Flags of a tile: its rows have several first keys; something in it is not finite."""
-
-_AT_ONCE = tl.constexpr(128)
-"""Flags that a program of the careful kernel reads together."""
 
 
 @triton.jit
@@ -41,90 +42,6 @@ def _strange(out):
 
 
 @triton.jit
-def _spread(place, TOGETHER: tl.constexpr):
-    """The query at this place where TOGETHER queries that are BLOCK apart follow each other."""
-    span = BLOCK * TOGETHER
-    return place // span * span + place % TOGETHER * BLOCK + place % span // TOGETHER
-
-
-@triton.jit
-def _program(AXIS: tl.constexpr, AGAIN: tl.constexpr):
-    """The number of this program. AGAIN: read anew, where what was read first would be kept in a register."""
-    if not AGAIN:
-        return tl.program_id(AXIS)
-    elif AXIS == 0:
-        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.x;", "=r", [], tl.int32, is_pure=False, pack=1)
-    elif AXIS == 1:
-        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.y;", "=r", [], tl.int32, is_pure=False, pack=1)
-    else:
-        tl.static_assert(AXIS == 2)
-        return tl.inline_asm_elementwise("mov.u32 $0, %ctaid.z;", "=r", [], tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
-def _place(
-    nothing, splits, tiles, together, all_heads, PARALLEL: tl.constexpr, APART: tl.constexpr,
-    IN_TURNS: tl.constexpr, AGAIN: tl.constexpr = False,
-):  # fmt: skip
-    """Head, tile and split of this program."""
-    number, together = _program(0, AGAIN) + nothing, together + nothing
-    # The first splits are short: they fill what the others leave.
-    split = nothing
-    if PARALLEL:
-        split = splits - (_program(1, AGAIN) + nothing + 1)
-    head, tile = number, nothing
-    if APART:
-        here = tl.num_programs(0) // all_heads
-        head, tile = number // here, number % here
-    elif IN_TURNS:
-        head = (_program(2, AGAIN) << together) + (number & ((1 << together) - 1))
-        tile = tiles - ((number >> together) + 1)
-    return head, tile, split
-
-
-@triton.jit
-def _last_step(flags, programs, STEPS_OF_TILE: tl.constexpr):
-    """This program's last step in the careful kernel, one of STEPS_OF_TILE of a tile; -1 if it has none.
-
-    The steps of all tiles are dealt out to the programs in turns.
-    """
-    stride, steps = tl.num_programs(0), programs * STEPS_OF_TILE
-    # A warp has 32 of them: what tells warps apart would be kept in a register.
-    own = tl.arange(0, 32) * stride
-    last = tl.full((32,), -1, tl.int32)
-    for begin in tl.range(tl.program_id(0), steps, stride * _AT_ONCE):
-        for ahead in tl.static_range(0, _AT_ONCE, 32):
-            step = begin + ahead * stride + own
-            strange = tl.load(flags + step // STEPS_OF_TILE, mask=step < steps, other=0) & _STRANGE
-            last = tl.where(strange != 0, step, last)
-    return tl.max(last, 0)
-
-
-@triton.jit
-def _place_again(turn, tiles, all_heads, PARTS_OF_TILE: tl.constexpr, VALUE_PIECES: tl.constexpr):
-    """Number of the flag, head, tile, split and piece of the values of a step of the careful kernel.
-
-    turn: -1 for the program's first step, -2 for its second, and so on.
-    """
-    step = tl.program_id(0) + (-1 - turn) * tl.num_programs(0)
-    piece, part = step % VALUE_PIECES, step // VALUE_PIECES
-    number = part // PARTS_OF_TILE
-    tile = number // all_heads % tiles * PARTS_OF_TILE + part % PARTS_OF_TILE
-    return number, number % all_heads, tile, number // all_heads // tiles, piece
-
-
-@triton.jit
-def _rows(tile, kv_head, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, APART: tl.constexpr):
-    """The rows of a tile, their queries and their heads."""
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    query, own_head = row // GROUP, kv_head * GROUP + row % GROUP
-    if APART:
-        query = _spread(query, BLOCK_M // GROUP if GROUP < BLOCK_M else 1)
-        row = query * GROUP + row % GROUP
-    return row, query, own_head
-
-
-@triton.jit
 def _store(
     out, lse, parts, states, head, tile, split, piece, rows, maximum, total, found, seen,
     queries, heads, kv_heads, all_heads, splits, value_dims,
@@ -135,7 +52,7 @@ def _store(
     """The state of these rows of a tile, ALL or some, or what follows from it."""
     BLOCK_M: tl.constexpr = rows.shape[0]
     batch, kv_head = (head // kv_heads).to(tl.int64), head % kv_heads
-    row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
+    row, query, own_head = rows_of(tile, kv_head, BLOCK_M, GROUP, APART)
     if ALL:
         rows = query < queries
     VALUE_DIMS: tl.constexpr = value_dims.shape[0]
@@ -215,13 +132,13 @@ def attend(
     VALUE_PIECES: tl.constexpr = (VALUE_SIZE + COLUMNS - 1) // COLUMNS
     first_turn, end_turn = 0, VALUE_PIECES
     if CAREFUL:
-        last_step = _last_step(flags, programs, PARTS_OF_TILE * VALUE_PIECES)
-        if last_step < 0:
+        last = last_step(flags, programs, PARTS_OF_TILE * VALUE_PIECES)
+        if last < 0:
             return
         # The last one first: with a causal mask it is the longest. Up to 0: a bound would take a register.
-        first_turn, end_turn = -1 - last_step // tl.num_programs(0), 0
+        first_turn, end_turn = -1 - last // tl.num_programs(0), 0
     TURNS: tl.constexpr = IN_TURNS and not (APART or CAREFUL)
-    head, tile, split = _place(0, splits, tiles, together, all_heads, PARALLEL, APART, TURNS)
+    head, tile, split = place_of(0, splits, tiles, together, all_heads, PARALLEL, APART, TURNS)
     if TURNS and head >= all_heads:
         return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
@@ -241,17 +158,17 @@ def attend(
     for turn in tl.range(first_turn, end_turn, disable_licm=SHORT):
         wanted, piece = 1, turn if VALUE_PIECES > 1 else 0
         if CAREFUL:
-            number, head, tile, split, piece = _place_again(
+            number, head, tile, split, piece = place_again(
                 turn, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
             )
-            wanted = tl.load(flags + number) & _STRANGE
+            wanted = tl.load(flags + number) & STRANGE
         batch, kv_head = head // kv_heads, head % kv_heads
-        row, query, own_head = _rows(tile, kv_head, BLOCK_M, GROUP, APART)
+        row, query, own_head = rows_of(tile, kv_head, BLOCK_M, GROUP, APART)
         left = query < queries
         flags_of_rows = flags
         if APART:
             flags_of_rows = flags + (split * tiles + row // ROWS_OF_TILE) * all_heads + head
-            left = left & ((tl.load(flags_of_rows, mask=left, other=0) & _SEVERAL) != 0)
+            left = left & ((tl.load(flags_of_rows, mask=left, other=0) & SEVERAL) != 0)
             wanted = tl.max(left.to(tl.int32), 0)
         if wanted != 0:
             far_batch = batch.to(tl.int64)
@@ -315,15 +232,15 @@ def attend(
                         held, 0, VALUE_REST,
                     )  # fmt: skip
                     if not CAREFUL:
-                        tl.store(flags_of_rows, _SEVERAL | _STRANGE, mask=rows & _strange(found))
+                        tl.store(flags_of_rows, SEVERAL | STRANGE, mask=rows & _strange(found))
                     # first_key: within the loop.
                     again = first_key & nothing
                     if CAREFUL:
-                        _, head, tile, split, piece = _place_again(
+                        _, head, tile, split, piece = place_again(
                             turn + again, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
                         )
                     else:
-                        head, tile, split = _place(
+                        head, tile, split = place_of(
                             again, splits, tiles, together, all_heads, PARALLEL, APART, TURNS
                         )
                     _store(
@@ -343,7 +260,7 @@ def attend(
                 if FLAGGED and not CAREFUL:
                     # Before the walk, which need not keep it then: rows that are not walked are not strange.
                     number = (split * tiles + tile) * all_heads + head
-                    tl.store(flags + number, several * _SEVERAL, mask=piece == 0)
+                    tl.store(flags + number, several * SEVERAL, mask=piece == 0)
                 first_key = begin
                 if PARALLEL:
                     begin = first_key + split_begin(split)
@@ -368,17 +285,17 @@ def attend(
                         (held, tiles, together), HELD, VALUE_REST,
                     )  # fmt: skip
                 if CAREFUL:
-                    _, head, tile, split, piece = _place_again(
+                    _, head, tile, split, piece = place_again(
                         turn + nothing, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
                     )
                 else:
-                    head, tile, split = _place(
+                    head, tile, split = place_of(
                         nothing, splits, tiles, together, all_heads, PARALLEL, APART, TURNS, LARGE and EARLY
                     )
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head + tl.zeros((BLOCK_M,), tl.int32)
-                    tl.store(flags + number, _STRANGE, mask=_strange(found))
+                    tl.store(flags + number, STRANGE, mask=_strange(found))
                 _store(
                     out, lse, parts, states, head, tile, split, piece, left, maximum, total, found, seen,
                     queries, heads, kv_heads, all_heads, splits, value_dims,
