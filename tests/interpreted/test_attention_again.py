@@ -21,7 +21,8 @@ def _chains():
     interpreter.use_dot(chain)
 
 
-@pytest.mark.parametrize("programs", [3, 10**6])
+# One step each is what the tests of few tiles elsewhere have.
+@pytest.mark.parametrize("programs", [3, pytest.param(10**6, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("dtype", "value_size", "kind"),
     [
