@@ -8,6 +8,7 @@ import torch
 
 from bi_compile.templates.attention import attention, gpu_oracle, scaled_dot_product_attention
 from tests.bits import assert_same_bits, same_bits
+from tests.interpreted.attention_matrix import Chosen
 
 if torch.cuda.is_available():
     from bi_compile.templates.attention import gpu
@@ -158,13 +159,8 @@ def test_heads_of_other_sizes_agree_in_forward_chunks_and_decoding(dtype, size, 
 )
 def test_values_that_are_met_one_block_later(dtype, size, value_size, group, monkeypatch):
     """In large heads: the same bits without, by decoding and in another batch; a control; float64."""
-    late, stock = [], gpu.attend
-
-    class Told:
-        def __getitem__(self, grid):
-            return lambda *args, **given: late.append(given["LATE"]) or stock[grid](*args, **given)
-
-    monkeypatch.setattr(gpu, "attend", Told())
+    late = []
+    monkeypatch.setattr(gpu, "attend", Chosen(gpu.attend, lambda given: late.append(given["LATE"]) or True))
     choose = gpu.Tile.choose
     apart = lambda *a: dataclasses.replace(choose(*a), late=False)  # noqa: E731
     monkeypatch.setattr(gpu, "_multiprocessors", lambda x: 1)

@@ -98,9 +98,9 @@ def builds(dtype: str, size: int, case: Case, kernels: Iterable[str] = KERNELS) 
 
     gpu._multiprocessors = lambda x: case.multiprocessors
     stock = gpu.attend, gpu.merge_splits, gpu_masks._read
-    gpu.attend = _Chosen(stock[0], lambda given: _name(given) in kernels)
-    gpu.merge_splits = _Chosen(stock[1], lambda given: "merge_splits" in kernels)
-    gpu_masks._read = _Chosen(stock[2], lambda given: "read" in kernels)
+    gpu.attend = Chosen(stock[0], lambda given: _name(given) in kernels)
+    gpu.merge_splits = Chosen(stock[1], lambda given: "merge_splits" in kernels)
+    gpu_masks._read = Chosen(stock[2], lambda given: "read" in kernels)
     q = torch.empty(1, case.heads, case.queries, size, dtype=getattr(torch, dtype))
     k = torch.empty(1, 8, case.keys, size, dtype=q.dtype)
     mask = None
@@ -122,8 +122,8 @@ def _name(given: dict) -> str:
     return "careful" if given["CAREFUL"] else "apart" if given["APART"] else "walk"
 
 
-class _Chosen:
-    """A kernel whose launches happen where they are wanted."""
+class Chosen:
+    """A kernel whose launches happen where they are wanted; `wanted` is given their constants and options."""
 
     def __init__(self, kernel, wanted):
         self._kernel, self._wanted = kernel, wanted

@@ -7,6 +7,7 @@ import torch
 
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
+from tests.interpreted.attention_matrix import Chosen
 from tests.interpreted.test_attention import BF16, FP16, INF, NAN, chain, check, inputs
 
 from bi_compile.templates.attention import gpu  # isort: skip
@@ -23,14 +24,9 @@ def _chains():
 @pytest.fixture(autouse=True)
 def late(monkeypatch):
     """Small heads as if they were large; whether each launch came late."""
-    seen, stock = [], gpu.attend
-
-    class Told:
-        def __getitem__(self, grid):
-            return lambda *args, **given: seen.append(given["LATE"]) or stock[grid](*args, **given)
-
+    seen = []
     monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
-    monkeypatch.setattr(gpu, "attend", Told())
+    monkeypatch.setattr(gpu, "attend", Chosen(gpu.attend, lambda given: seen.append(given["LATE"]) or True))
     monkeypatch.setattr(gpu.Tile, "choose", lambda *a: LATE)
     return seen
 
