@@ -169,9 +169,7 @@ def attention(
 
     line = 16 // q.element_size() if any(s % 16 for x in (q, k, v) for s in row_strides(x)) else 1
 
-    def launch(
-        grid: tuple[int, ...] | None, tile_here: Tile, apart: bool = False, careful: bool = False
-    ) -> None:
+    def launch(grid: tuple[int, ...], tile_here: Tile, apart: bool = False, careful: bool = False) -> None:
         old = not _has_tensor_maps(q)
         # What tells which numbers of a value are there takes registers, too.
         short = (apart and old) or (value_size < value_dims and (apart or value_dims > 256))
@@ -179,9 +177,6 @@ def attention(
         short = short or (old and splits == 1 and value_dims > 256)
         masked = read is not None
         pieces = Pieces.of(tile_here.rows, dims, value_dims, q.dtype, careful, short, masked)
-        if grid is None:
-            of_tile = triton.cdiv(tile.rows, tile_here.rows) * triton.cdiv(value_size, pieces.value_dims)
-            grid = (careful_programs(programs * of_tile, processors),)
         maps_here = maps and not careful
         multiplied = Columns(pieces.dims), Columns(pieces.value_dims)
         own_maps = k, k, v, v
@@ -220,7 +215,9 @@ def attention(
         of_head = triton.cdiv(triton.cdiv(queries, span) * span * group, spread.rows)
         launch((batch * kv_heads * of_head, ways), spread, apart=True)
     if flagged:
-        launch(None, CAREFUL, careful=True)
+        pieces = Pieces.of(CAREFUL.rows, dims, value_dims, q.dtype, careful=True)
+        steps = programs * triton.cdiv(tile.rows, CAREFUL.rows) * triton.cdiv(value_size, pieces.value_dims)
+        launch((careful_programs(steps, processors),), CAREFUL, careful=True)
     if parallel:
         block = 1 if rows < 64 else 4
         # What is on the way at once has to fit registers.

@@ -86,6 +86,7 @@ def walk_late(
             scores = tl.where((first + key)[None, :] < ends[:, None], scores, -float("inf"))
         greatest = tl.max(scores, 1) * scale
         before = first - BLOCK
+        # The new maximum in both branches: so they need the scores, and come behind the wait for them.
         if starts_split(before) & (before > 0):
             all_maximum, all_out, out = _merged(
                 all_maximum, factor, all_out, out, before, held, zero, BLOCK_M, COLUMNS, HELD, 64
