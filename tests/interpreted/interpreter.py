@@ -23,6 +23,7 @@ tl = pytest.importorskip("triton.language")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 from bi_compile.templates.attention.oracle import fma  # noqa: E402
+from tests.interpreted import shortcuts as _  # noqa: E402, F401
 
 _Builder = interpreter.InterpreterBuilder
 _stock_cast = _Builder.cast_impl
@@ -90,12 +91,33 @@ def _patch_languages(fn):
     return interpreter._LangPatchScope()
 
 
-_of_scalars = cache(interpreter._get_np_dtype)
+_stock_numpy_dtype = interpreter._get_np_dtype
+_NUMPY_DTYPES = {}
 
 
 def _numpy_dtype(of):
     """Triton's own makes a dict of all dtypes at each call."""
-    return numpy.dtype(numpy.uint64) if of.scalar.is_ptr() else _of_scalars(of.scalar)
+    name = of.scalar.name
+    if name not in _NUMPY_DTYPES:
+        _NUMPY_DTYPES[name] = _stock_numpy_dtype(of)
+    return _NUMPY_DTYPES[name]
+
+
+def _handle(self, data, dtype, attr=None):
+    self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+    if data.itemsize > 1 and not dtype.is_ptr() and data.itemsize * 8 > dtype.primitive_bitwidth:
+        self.__post_init__()  # Triton's own, which says so
+
+
+def _patch_attribute(scope_of, name, member, builder, scope):
+    """Without the wrapper around each of Triton's functions that only asks whether it runs in a kernel."""
+    semantic, function = interpreter.TritonSemantic(builder), getattr(member, "__wrapped__", member)
+
+    def patched(*args, **kwargs):
+        kwargs["_semantic"] = semantic
+        return function(*args, **kwargs)
+
+    scope.set_attr(scope_of, name, patched)
 
 
 def _refuse_overflow(self, lhs, rhs, binary_op):
@@ -120,6 +142,8 @@ def _patch_tensor(tensor, scope):
 
 
 interpreter._patch_lang = _patch_languages
+interpreter._patch_attr = _patch_attribute
+interpreter.TensorHandle.__init__ = _handle
 interpreter._patch_lang_tensor = _patch_tensor
 interpreter.TritonSemantic.binary_op_sanitize_overflow_impl = _refuse_overflow
 interpreter._get_np_dtype = _numpy_dtype
