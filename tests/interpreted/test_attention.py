@@ -7,9 +7,9 @@ on a device.
 import pytest
 import torch
 
-from bi_compile.templates.attention.oracle import fma
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
+from tests.interpreted.chain import chain
 
 from bi_compile.templates.attention import gpu, gpu_held, gpu_oracle  # isort: skip
 
@@ -17,12 +17,6 @@ EXP2 = interpreter.numpy_function("exp2")
 NAN, INF = float("nan"), float("inf")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-def chain(a, b, total, dtype, precision):
-    for k in range(a.shape[1]):
-        total = fma(a[:, k, None], b[None, k], total)
-    return total
 
 
 @pytest.fixture(autouse=True)

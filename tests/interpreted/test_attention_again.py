@@ -5,8 +5,9 @@ import torch
 
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
+from tests.interpreted.chain import chain
 from tests.interpreted.interpreter import tl
-from tests.interpreted.test_attention import BF16, FP32, INF, chain, check, inputs
+from tests.interpreted.test_attention import BF16, FP32, INF, check, inputs
 
 triton = pytest.importorskip("triton")
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from bi_compile.templates.attention.oracle import fma
 from tests.bits import assert_same_bits
+from tests.interpreted.chain import chain
 from tests.interpreted.interpreter import tl
 
 triton = pytest.importorskip("triton")
@@ -22,3 +24,20 @@ def test_the_quotient_in_tanh_is_rounded_once():
     found = torch.empty_like(t)
     _ratio[(2**6,)](found, t, SIZE=2**12)
     assert_same_bits(found, (1 - t) / (1 + t), "quotient")
+
+
+def test_products_are_chains_of_fused_multiply_adds():
+    """Down to numbers below the normal ones; rounded twice, some differ."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 40, generator=g), torch.randn(40, 9, generator=g)
+    start = torch.randn(3, 9, generator=g)
+    start[0, 0], start[1, 1] = torch.inf, torch.nan
+    for scale in (1.0, 2.0**-62):
+        left, right, total = a * scale, b * scale, start * scale**2
+        found = chain(left, right.t().contiguous().t(), total, "fp32", "ieee")
+        expected = twice = total
+        for k in range(40):
+            x, y = left[:, k, None], right[None, k]
+            expected, twice = fma(x, y, expected), x * y + twice
+        assert_same_bits(found, expected, f"times {scale}")
+        assert not torch.equal(found.nan_to_num(), twice.nan_to_num())

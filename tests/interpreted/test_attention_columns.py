@@ -5,7 +5,8 @@ import torch
 
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
-from tests.interpreted.test_attention import BF16, FP16, INF, NAN, chain, check, inputs, masks
+from tests.interpreted.chain import chain
+from tests.interpreted.test_attention import BF16, FP16, INF, NAN, check, inputs, masks
 
 from bi_compile.templates.attention import gpu, gpu_held, gpu_maps  # isort: skip
 

@@ -8,7 +8,8 @@ import torch
 from tests.bits import assert_same_bits
 from tests.interpreted import interpreter
 from tests.interpreted.attention_matrix import Chosen
-from tests.interpreted.test_attention import BF16, FP16, INF, NAN, chain, check, inputs
+from tests.interpreted.chain import chain
+from tests.interpreted.test_attention import BF16, FP16, INF, NAN, check, inputs
 
 from bi_compile.templates.attention import gpu  # isort: skip
 
