@@ -17,6 +17,7 @@ def found(capability: int) -> dict[str, list]:
         "sum of 8 warps": (_row_sum, 8, {}),
         "largest": (_largest, 4, {}),
         "running sum": (_running_sum, 4, {}),
+        "running maximum": (_running_maximum, 4, {}),
         "atomic sum": (_atomic_sum, 4, {}),
         "sum that is a flag": (_flag, 4, {}),
         "sum that chooses": (_choice, 4, {}),
@@ -44,6 +45,17 @@ def _largest(x, out, N: tl.constexpr):
 def _running_sum(x, out, N: tl.constexpr):
     i = tl.arange(0, N)
     tl.store(out + i, tl.cumsum(tl.load(x + i), 0))
+
+
+@triton.jit
+def _greater(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _running_maximum(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, tl.associative_scan(tl.load(x + i), 0, _greater))
 
 
 @triton.jit

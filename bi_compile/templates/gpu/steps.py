@@ -4,8 +4,8 @@ In TTGIR a sum of two tensors is one operation with two operands, and no pass af
 numbers become one in four ways only: a product of blocks, whose instructions sum along K; a reduction along
 an axis, whose order follows from the threads and warps along it, but for two elements and for the largest of
 many; a scan, likewise; and atomics, whose order is that of arrival. `steps(compiled)` lists these, without
-what changes no sum, or comes to nothing but integers that are stored, such as attention's flags of tiles that
-are to be done again:
+what changes no sum, such as running maxima, or comes to nothing but integers that are stored, such as
+attention's flags of tiles that are to be done again:
 
     sums of 2                                    each is a sum of two in the source
     products chain16[128], chain16[64]; sums of 2      blocks of 128 and of 64 along K, 16 at a time
@@ -59,7 +59,9 @@ def steps(compiled: Any) -> Steps:
             products.add(_product(operation))
         elif operation.name == "tt.reduce":
             unordered.add(_reduction(function, operation))
-        elif "atomic" in operation.name or operation.name in ("tt.scan", "tt.histogram"):
+        elif operation.name == "tt.scan":
+            unordered.add("" if _inner(operation) <= _ONE_IN_ANY_ORDER else "scan")
+        elif "atomic" in operation.name or operation.name == "tt.histogram":
             unordered.add(operation.name.removeprefix("tt."))
     return Steps(
         tuple(sorted(products)),
@@ -90,11 +92,16 @@ def _reduction(function: Function, reduce: Operation) -> str:
     assert axis
     assert shape
     length = int(shape[1].split("x")[int(axis[1])])
-    inner = {operation.name for operation in reduce.body if "return" not in operation.name}
+    inner = _inner(reduce)
     if length <= 2 or inner <= _ONE_IN_ANY_ORDER or _is_flag(function, reduce):
         return ""
     what = "+".join(sorted(name.rsplit(".", 1)[-1] for name in inner))
     return f"{what} of {length} in {function.layouts.get(shape[2], 'no layout')}"
+
+
+def _inner(operation: Operation) -> set[str]:
+    """What a reduction or a scan does to two."""
+    return {of_two.name for of_two in operation.body if "return" not in of_two.name}
 
 
 def _is_flag(function: Function, operation: Operation) -> bool:
