@@ -87,23 +87,48 @@ def test_every_tile_and_both_ways_through_splits(dtype, tile, masked, monkeypatc
 
 
 @pytest.mark.parametrize("dtype", LOW[1:], ids=str)
-def test_few_rows_have_a_walk_of_their_own(dtype, monkeypatch):
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_few_rows_have_a_walk_of_their_own(dtype, blocks, monkeypatch):
+    """Of one block in a step programs walk short splits by twos."""
     tiles = []
     stock = gpu.Tile.of_few
+    one = gpu.Tile(8, 1, 1, few=1)
     shapes = [
         (8, 2, 1, 2300, 128, 128), (8, 1, 1, 1000, 64, 80), (4, 2, 3, 513, 80, 48), (4, 4, 8, 130, 16, 128),
-        (3, 3, 1, 1, 128, 128), (4, 1, 2, 1025, 128, 64), (2, 1, 1, 127, 8, 8),
+        (3, 3, 1, 1, 128, 128), (4, 1, 2, 1025, 128, 64), (2, 1, 1, 127, 8, 8), (4, 2, 2, 700, 96, 96),
     ]  # fmt: skip
     for heads, kv_heads, queries, keys, size, value_size in shapes:
         q, k, v = inputs(3, heads, kv_heads, queries, keys, size, value_size, dtype)
         for causal, cap in ((False, 0.0), (True, 0.0), (False, 2.0)):
-            monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: tiles.append(stock(*a)) or tiles[-1])
+            monkeypatch.setattr(
+                gpu.Tile, "of_few", lambda *a: tiles.append(one if blocks == 1 else stock(*a)) or tiles[-1]
+            )
             few = run(q, k, v, None, causal, cap)
             monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: None)
             name = f"{heads} {kv_heads} {queries} {keys} {size} {value_size} {causal} {cap}"
             assert_same_bits(few, run(q, k, v, None, causal, cap), name)
-    assert len(tiles) == 3 * len(shapes)
-    assert None not in tiles
+    assert [tile.few for tile in tiles] == 3 * len(shapes) * [blocks]
+
+
+@pytest.mark.parametrize("dtype", LOW[1:], ids=str)
+def test_decoding_of_many_is_that_of_one(dtype):
+    """Programs of one warp where they are many, of two where they are few; the other walk where heads are."""
+    walks = {}
+    q, k, v = inputs(72, 32, 8, 1, 4100, 128, 128, dtype)
+    stock = gpu.Tile.of_few
+
+    def decoded(count: int) -> torch.Tensor:
+        tiles = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gpu.Tile, "of_few", lambda *a: tiles.append(stock(*a)) or tiles[-1])
+            found = run(q[:count], k[:count], v[:count])
+        walks[count] = (tiles[0].few, tiles[0].warps) if tiles else None
+        return found
+
+    alone = decoded(1)
+    for count in (2, 4, 8, 16, 24, 32, 72):
+        assert_same_bits(decoded(count)[:1], alone, f"{count}")
+    assert set(walks.values()) == {(2, 2), (1, 1), None}
 
 
 @EACH_DTYPE

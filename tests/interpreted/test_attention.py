@@ -150,6 +150,27 @@ def test_splits_in_parallel():
     check(*inputs(1, 1, 1, 3, 1100, 4, 4), masks(1, 3, 1100)["added"])
 
 
+@pytest.mark.usefixtures("parallel")
+def test_more_splits_than_are_merged_side_by_side(monkeypatch):
+    monkeypatch.setattr(gpu, "_MERGED", 2 * 128)
+    check(*inputs(1, 2, 1, 2, 1600, 4, 4))
+    q, k, v = inputs(1, 1, 1, 3, 1100, 4, 4)
+    mask = torch.ones(1, 1, 3, 1100, dtype=torch.bool)
+    mask[..., 5], mask[..., 600:900] = False, False
+    clean = check(q, k, v, mask)
+    v[:, :, 5], v[:, :, 700] = INF, NAN
+    assert_same_bits(gpu.attention(q, k, v, mask, False, 0.3)[0].contiguous(), clean.contiguous(), "masked")
+    # All keys of a split count as much as each other, until a row is found to have others.
+    numbers = torch.zeros(1, 1, 3, 1100).masked_fill(~mask, torch.finfo(FP32).min)
+    numbers[..., 512:1024] = torch.finfo(FP32).min
+    v[:, :, 5], v[:, :, 700] = 0.0, 0.0
+    clean = check(q, k, v, numbers)
+    v[:, :, 5], v[:, :, 700] = INF, NAN
+    assert_same_bits(
+        gpu.attention(q, k, v, numbers, False, 0.3)[0].contiguous(), clean.contiguous(), "lowest"
+    )
+
+
 @pytest.mark.parametrize("keys", [1, 255, 256, 257, 1024, 1025, 1536, 1537])
 def test_the_number_of_splits(keys):
     assert gpu.splits_of(keys) == len(list(gpu_oracle.split_ends(keys)))
@@ -262,20 +283,53 @@ def test_tensor_maps_read_what_pointers_read(monkeypatch):
 
 
 @pytest.mark.usefixtures("parallel")
-def test_few_rows_have_a_walk_of_their_own(monkeypatch):
-    """Two blocks in a step: the second may be partly there or not at all, and rows may end before it."""
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_few_rows_have_a_walk_of_their_own(blocks, monkeypatch):
+    """Of two blocks in a step the second may be partly there or not at all, and rows may end before it."""
     monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
     tiles = []
     stock = gpu.Tile.of_few
-    monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: tiles.append(stock(*a)) or tiles[-1])
+    one = gpu.Tile(8, 1, 1, few=1)
+    monkeypatch.setattr(
+        gpu.Tile, "of_few", lambda *a: tiles.append(one if blocks == 1 else stock(*a)) or tiles[-1]
+    )
     check(*inputs(1, 2, 1, 3, 130, 8, 16, BF16), is_causal=True)
     check(*inputs(1, 4, 2, 1, 600, 16, 24, FP16), softcap=2.0)
     check(*inputs(1, 2, 1, 4, 257, 16, 16, BF16))
     check(*inputs(1, 2, 2, 1, 64, 24, 16, BF16), is_causal=True)
+    assert {tile.few for tile in tiles} == {blocks}
     assert len(tiles) == 4
-    assert None not in tiles
+
+
+def test_large_heads_have_no_memory_for_two_steps_of_few_rows(monkeypatch):
+    monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
     check(*inputs(1, 1, 1, 1, 300, 256, 256, BF16))
-    assert tiles.pop() is None, "no memory for two steps"
+
+
+@pytest.mark.usefixtures("parallel")
+@pytest.mark.parametrize("keys", [257, 600, 900, 1100, 1600])
+def test_short_splits_by_twos(keys, monkeypatch):
+    """A pair, one and a half, two, and longer splits after them; causal rows end within the first."""
+    monkeypatch.setattr(gpu, "_has_tensor_maps", lambda x: True)
+    monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: gpu.Tile(8, 1, 1, few=1))
+    q, k, v = inputs(2, 2, 2, 2, keys, 16, 16, BF16)
+    check(q, k, v)
+    check(q, k, v, is_causal=True)
+
+
+def test_which_walk_few_rows_have():
+    """By the number of programs of an H200 with 132 multiprocessors."""
+    memory = 227 * 2**10
+    for dims, heads, splits, expected in (
+        (256, 8, 4, (2, 2, 3)),
+        (256, 8, 18, (2, 2, 2)),
+        (256, 64, 10, (2, 2, 2)),
+        (256, 64, 18, (1, 1, 1)),
+        (256, 1024, 1, (1, 1, 1)),
+        (512, 64, 18, None),
+    ):
+        tile = gpu.Tile.of_few(dims, heads, splits, 132, memory)
+        assert expected == (tile and (tile.few, tile.warps, tile.stages)), (dims, heads, splits)
 
 
 def test_few_rows_that_met_something_infinite(monkeypatch):

@@ -19,10 +19,13 @@ from bi_compile.templates.attention.gpu_maps import (
 )
 from bi_compile.templates.attention.gpu_masks import ReadMask
 from bi_compile.templates.attention.gpu_merge import merge_splits
-from bi_compile.templates.attention.gpu_tiles import CAREFUL, FEW_ROWS, Pieces, Tile, careful_programs
+from bi_compile.templates.attention.gpu_tiles import CAREFUL, FEW_ROWS, Pieces, Tile, careful_programs, pairs
 from bi_compile.templates.gpu.device import ALL_REGISTERS, COMPILATION, processor
 from bi_compile.templates.gpu.row_view import power_of_two
 from bi_compile.templates.registry import implements
+
+_MERGED = 2**12
+"""Numbers of the parts that a program of `merge_splits` holds, by its 32 threads."""
 
 _LOG2_E = float.fromhex("0x1.715476p+0")
 
@@ -125,7 +128,7 @@ def attention(
     tile = None
     memory = _shared_memory(q)
     if maps and not small and mask is None and rows <= FEW_ROWS and (splits == 1 or not many):
-        tile = Tile.of_few(dims + value_dims, batch * kv_heads * splits, processors, memory)
+        tile = Tile.of_few(dims + value_dims, batch * kv_heads, splits, processors, memory)
     if tile is None:
         read_dtype = None if mask is None else mask.dtype
         tile = Tile.choose(
@@ -157,7 +160,8 @@ def attention(
     all_heads = (batch * kv_heads - 1).bit_length()
     together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
-    ways = splits if parallel else 1
+    paired = parallel and tile.paired
+    ways = splits - (pairs(splits) if paired else 0) if parallel else 1
     grid = (batch * kv_heads, ways)
     if tiles > 1:
         grid = (tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together))
@@ -201,6 +205,7 @@ def attention(
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
             FLAGGED=flagged, APART=apart, CAREFUL=careful,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
+            PAIRED=paired,
             STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
             LATE=tile_here.late and held_dims > 0 and not (masked or exponent.natural or rest or value_rest),
             num_warps=tile_here.warps, num_stages=tile_here.stages,
@@ -219,14 +224,14 @@ def attention(
         steps = programs * triton.cdiv(tile.rows, CAREFUL.rows) * triton.cdiv(value_size, pieces.value_dims)
         launch((careful_programs(steps, processors),), CAREFUL, careful=True)
     if parallel:
-        block = 1 if rows < 64 else 4
-        # What is on the way at once has to fit registers.
-        warps = block * (2 if value_dims > 256 else 1)
-        merge_splits[(batch * kv_heads, triton.cdiv(rows, block))](
+        # Each thread holds 4 columns at least, and no more numbers than find registers.
+        columns_held = max(4 * 32, value_dims)
+        at_once = min(power_of_two(splits), max(1, _MERGED // columns_held))
+        merge_splits[(batch * kv_heads, rows)](
             parts, states, out, lse, queries, heads, kv_heads, splits,
-            VALUE_SIZE=value_size, VALUE_DIMS=value_dims, GROUP=group, BLOCK_M=block, BINARY=binary,
-            FLAGGED=flagged, EARLY=early, AT_ONCE=min(8, power_of_two(splits)),
+            VALUE_SIZE=value_size, VALUE_DIMS=columns_held, GROUP=group, BINARY=binary,
+            FLAGGED=flagged, EARLY=early, SOON=early and rows < 64, AT_ONCE=at_once,
             # Left to itself, the assembler saves registers by loading later.
-            num_warps=warps, maxnreg=255, **after_ours, **COMPILATION,
+            num_warps=1, maxnreg=255, **after_ours, **COMPILATION,
         )  # fmt: skip
     return (out if value_size == given else out[..., :given].contiguous()).transpose(1, 2), lse

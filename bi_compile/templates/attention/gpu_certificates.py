@@ -32,7 +32,7 @@ def order(dtype: torch.dtype, size: int, capability: int) -> Steps:
         "BINARY": dtype != torch.float32, "NATURAL": False, "CAPPED": False, "MASK": 0, "CAUSAL": False,
         "PARALLEL": False, "ONE_SPLIT": False, "MAPS": False, "FLAGGED": False, "APART": False,
         "CAREFUL": False, "ROWS_OF_TILE": tile.rows, "IN_TURNS": False, "EARLY": capability >= 90,
-        "FEW": False, "STAGES": tile.stages, "HELD": 0, "LINE": 1, "LATE": False,
+        "FEW": 0, "PAIRED": False, "STAGES": tile.stages, "HELD": 0, "LINE": 1, "LATE": False,
         "q_dim": 1, "k_dim": 1, "v_dim": 1,
     }  # fmt: skip
     kernel = compile_kernel(

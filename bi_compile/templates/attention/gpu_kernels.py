@@ -20,6 +20,7 @@ from bi_compile.templates.attention.gpu_places import (
     SEVERAL,
     STRANGE,
     last_step,
+    paired,
     place_again,
     place_of,
     rows_of,
@@ -99,8 +100,8 @@ def attend(
     NATURAL: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
     PARALLEL: tl.constexpr, ONE_SPLIT: tl.constexpr, MAPS: tl.constexpr, FLAGGED: tl.constexpr,
     APART: tl.constexpr, CAREFUL: tl.constexpr, ROWS_OF_TILE: tl.constexpr,
-    IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, STAGES: tl.constexpr,
-    HELD: tl.constexpr, LINE: tl.constexpr, LATE: tl.constexpr,
+    IN_TURNS: tl.constexpr, EARLY: tl.constexpr, FEW: tl.constexpr, PAIRED: tl.constexpr,
+    STAGES: tl.constexpr, HELD: tl.constexpr, LINE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One tile over all splits or, PARALLEL, over one of them, whose state goes to `parts` and `states`.
 
@@ -109,7 +110,8 @@ def attend(
 
     FLAGGED: leaves in flags [splits, tiles, all_heads] whether the tile of ROWS_OF_TILE rows holds anything
     non-finite or rows of several first keys. APART: does the rows of the latter. CAREFUL: does the former
-    anew, BLOCK_M rows at a time, in any number of programs. FEW: by `walk_few`. LATE: by `walk_late`.
+    anew, BLOCK_M rows at a time, in any number of programs. FEW: by `walk_few`, so many blocks in a step.
+    PAIRED: of short splits two after each other. LATE: by `walk_late`.
     LINE: strides of rows are multiples of so many numbers, 16 bytes, where these are not multiples of 16, as
     the compiler knows by itself. EARLY: the next kernel may be started before this one ends, and this one
     before the last.
@@ -138,7 +140,11 @@ def attend(
         # The last one first: with a causal mask it is the longest. Up to 0: a bound would take a register.
         first_turn, end_turn = -1 - last // tl.num_programs(0), 0
     TURNS: tl.constexpr = IN_TURNS and not (APART or CAREFUL)
-    head, tile, split = place_of(0, splits, tiles, together, all_heads, PARALLEL, APART, TURNS)
+    ways = tl.num_programs(1) if PAIRED else splits
+    head, tile, split = place_of(0, ways, tiles, together, all_heads, PARALLEL, APART, TURNS)
+    pair = split
+    if PAIRED:
+        pair, end_turn = paired(split, splits)
     if TURNS and head >= all_heads:
         return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)
@@ -162,6 +168,8 @@ def attend(
                 turn, tiles, all_heads, PARTS_OF_TILE, VALUE_PIECES
             )
             wanted = tl.load(flags + number) & STRANGE
+        if PAIRED:
+            split = pair + turn
         batch, kv_head = head // kv_heads, head % kv_heads
         row, query, own_head = rows_of(tile, kv_head, BLOCK_M, GROUP, APART)
         left = query < queries
@@ -268,7 +276,7 @@ def attend(
                 if FEW:
                     maximum, total, found, seen = walk_few(
                         tile_q[0], k_map, v_map, batch, kv_head, left, own_end, begin, end, whole,
-                        before, softcap, scale, VALUE_DIMS, BINARY, NATURAL, CAPPED, STAGES,
+                        before, softcap, scale, VALUE_DIMS, BINARY, NATURAL, CAPPED, FEW, STAGES,
                     )  # fmt: skip
                 elif LATE:
                     maximum, total, found, seen = walk_late(
@@ -290,8 +298,10 @@ def attend(
                     )
                 else:
                     head, tile, split = place_of(
-                        nothing, splits, tiles, together, all_heads, PARALLEL, APART, TURNS, LARGE and EARLY
+                        nothing, ways, tiles, together, all_heads, PARALLEL, APART, TURNS, LARGE and EARLY
                     )
+                    if PAIRED:
+                        split = pair + turn
                 if FLAGGED and not CAREFUL:
                     # A weight of 0 may have met a NaN or an infinity; sums of one too far are NaN by now.
                     number = (split * tiles + tile) * all_heads + head + tl.zeros((BLOCK_M,), tl.int32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from bi_compile.templates.attention.gpu_arithmetic import BLOCK
+from bi_compile.templates.attention.gpu_arithmetic import BLOCK, FIRST_SPLITS
 
 SEVERAL = tl.constexpr(1)
 STRANGE = tl.constexpr(2)
@@ -53,6 +53,14 @@ def place_of(
         head = (_program(2, AGAIN) << together) + (number & ((1 << together) - 1))
         tile = tiles - ((number >> together) + 1)
     return head, tile, split
+
+
+@triton.jit
+def paired(number, splits):
+    """The first split of a program, by its number, and how many it has: two where they are short."""
+    PAIRS: tl.constexpr = FIRST_SPLITS // 2
+    split = tl.where(number < PAIRS, 2 * number, number + PAIRS)
+    return split, tl.where(number < PAIRS, tl.minimum(2, splits - split), 1)
 
 
 @triton.jit

@@ -8,11 +8,17 @@ from typing import NamedTuple
 
 import torch
 
+from bi_compile.numerics import ATTENTION_GPU_FIRST_SPLITS
 from bi_compile.numerics import ATTENTION_KV_BLOCK as BLOCK
 from bi_compile.templates.gpu.row_view import power_of_two
 
 FEW_ROWS = 8
 """Of `gpu_few`."""
+
+
+def pairs(splits: int) -> int:
+    """How many programs fewer it takes to walk so many splits of a head where short ones are paired."""
+    return min(splits, ATTENTION_GPU_FIRST_SPLITS) // 2
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,8 @@ class Tile:
     rows: int
     warps: int
     stages: int
-    few: bool = False
-    """By `gpu_few`."""
+    few: int = 0
+    """How many blocks a step of `gpu_few` takes; 0: not by that."""
     kept: int | None = None
     """Columns of the sum of finished splits that stay in registers, None for all; see `gpu_held`."""
     late: bool = False
@@ -32,17 +38,28 @@ class Tile:
     @property
     def keys(self) -> int:
         """Those of one step."""
-        return 2 * BLOCK if self.few else BLOCK
+        return max(1, self.few) * BLOCK
+
+    @property
+    def paired(self) -> bool:
+        """Whether a program does two of the short splits, so that all take equally long."""
+        return self.few == 1
 
     @classmethod
-    def of_few(cls, dims: int, programs: int, processors: int, memory: int) -> "Tile | None":
-        """For few rows without a mask in so many programs; None where that takes too much memory.
+    def of_few(cls, dims: int, heads: int, splits: int, processors: int, memory: int) -> "Tile | None":
+        """For few rows without a mask; None where that takes too much memory.
 
-        dims: numbers of a key and its value. processors: multiprocessors, each with so much shared memory.
+        dims: numbers of a key and its value. heads: kv heads of all sequences, each with so many splits.
+        processors: multiprocessors, each with so much shared memory.
         """
+        programs = heads * (splits - pairs(splits))
+        if programs >= 4 * processors and dims <= 256:
+            # One warp waits for no other, and what it waits for is hidden by those of other programs.
+            return cls(FEW_ROWS, 1, 1, few=1)
         # Where each has a multiprocessor of its own nothing else hides the latency of its loads.
-        stages = min(3 if programs <= processors else 2, (memory - 2**13) // (2 * BLOCK * dims * 2))
-        return cls(FEW_ROWS, 2, stages, few=True) if stages > 1 else None
+        stages = 3 if heads * splits <= processors else 2
+        stages = min(stages, (memory - 2**13) // (2 * BLOCK * dims * 2))
+        return cls(FEW_ROWS, 2, stages, few=2) if stages > 1 else None
 
     @classmethod
     def choose(
