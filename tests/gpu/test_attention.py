@@ -89,25 +89,35 @@ def test_every_tile_and_both_ways_through_splits(dtype, tile, masked, monkeypatc
 @pytest.mark.parametrize("dtype", LOW[1:], ids=str)
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_few_rows_have_a_walk_of_their_own(dtype, blocks, monkeypatch):
-    """Of one block in a step programs walk short splits by twos."""
+    """Programs of one block a step walk short splits by twos where others are many; infinities are met."""
     tiles = []
     stock = gpu.Tile.of_few
     one = gpu.Tile(8, 1, 1, few=1)
+
+    def few_rows(*given) -> torch.Tensor:
+        monkeypatch.setattr(
+            gpu.Tile, "of_few", lambda *a: tiles.append(one if blocks == 1 else stock(*a)) or tiles[-1]
+        )
+        return run(*given)
+
     shapes = [
-        (8, 2, 1, 2300, 128, 128), (8, 1, 1, 1000, 64, 80), (4, 2, 3, 513, 80, 48), (4, 4, 8, 130, 16, 128),
+        (8, 2, 1, 3300, 128, 128), (8, 1, 1, 1000, 64, 80), (4, 2, 3, 4000, 80, 48), (4, 4, 8, 130, 16, 128),
         (3, 3, 1, 1, 128, 128), (4, 1, 2, 1025, 128, 64), (2, 1, 1, 127, 8, 8), (4, 2, 2, 700, 96, 96),
     ]  # fmt: skip
     for heads, kv_heads, queries, keys, size, value_size in shapes:
         q, k, v = inputs(3, heads, kv_heads, queries, keys, size, value_size, dtype)
-        for causal, cap in ((False, 0.0), (True, 0.0), (False, 2.0)):
-            monkeypatch.setattr(
-                gpu.Tile, "of_few", lambda *a: tiles.append(one if blocks == 1 else stock(*a)) or tiles[-1]
-            )
-            few = run(q, k, v, None, causal, cap)
+        for causal, cap in ((True, 0.0), (False, 0.0), (False, 2.0)):
+            few = few_rows(q, k, v, None, causal, cap)
             monkeypatch.setattr(gpu.Tile, "of_few", lambda *a: None)
             name = f"{heads} {kv_heads} {queries} {keys} {size} {value_size} {causal} {cap}"
             assert_same_bits(few, run(q, k, v, None, causal, cap), name)
-    assert [tile.few for tile in tiles] == 3 * len(shapes) * [blocks]
+            if causal and queries > 1:
+                infinite = v.clone()
+                infinite[:, :, queries - 1 :] = INF
+                found = few_rows(q, k, infinite, None, causal, cap)
+                assert_same_bits(found[:, :, :-1].contiguous(), few[:, :, :-1].contiguous(), name)
+                assert (found[:, :, -1] == INF).all()
+    assert {tile.few for tile in tiles} == {blocks}
 
 
 @pytest.mark.parametrize("dtype", LOW[1:], ids=str)

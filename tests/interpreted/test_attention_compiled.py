@@ -35,7 +35,7 @@ FEW_MASKED = (32, 1, 1100, False, "boolean", 0.0, 132)
 BIASED = (32, 1, 300, False, "added", 0.0, 1)
 PREFILL = (8, 512, 512, True, None, 0.0, 1)
 FEW = (32, 1, 1100, False, None, 0.0, 132)
-MANY = (32, 1, 1600, False, None, 0.0, 12)
+MANY = (32, 1, 3100, False, None, 0.0, 12)
 # Rows that begin at keys of their own are done by a kernel of theirs.
 WINDOW = (32, 512, 512, False, "boolean", 0.0, 1)
 BIAS = (8, 64, 1100, True, "added", 0.0, 1000)

@@ -160,8 +160,8 @@ def attention(
     all_heads = (batch * kv_heads - 1).bit_length()
     together = max(min(3, of_cache.bit_length() - 1, all_heads), all_heads - 15)
 
-    paired = parallel and tile.paired
-    ways = splits - (pairs(splits) if paired else 0) if parallel else 1
+    paired = pairs(splits) if parallel and tile.few == 1 else 0
+    ways = splits - paired if parallel else 1
     grid = (batch * kv_heads, ways)
     if tiles > 1:
         grid = (tiles << together, ways, triton.cdiv(batch * kv_heads, 1 << together))
@@ -205,7 +205,7 @@ def attention(
             PARALLEL=parallel, ONE_SPLIT=splits == 1, MAPS=maps_here,
             FLAGGED=flagged, APART=apart, CAREFUL=careful,
             ROWS_OF_TILE=tile.rows, IN_TURNS=tiles > 1, EARLY=early, FEW=tile_here.few,
-            PAIRED=paired,
+            PAIRED=paired > 0 and not careful,
             STAGES=tile_here.stages, HELD=held_dims if tile_here is tile else 0, LINE=line,
             LATE=tile_here.late and held_dims > 0 and not (masked or exponent.natural or rest or value_rest),
             num_warps=tile_here.warps, num_stages=tile_here.stages,

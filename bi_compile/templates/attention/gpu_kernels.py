@@ -144,7 +144,7 @@ def attend(
     head, tile, split = place_of(0, ways, tiles, together, all_heads, PARALLEL, APART, TURNS)
     pair = split
     if PAIRED:
-        pair, end_turn = paired(split, splits)
+        pair, end_turn = paired(split)
     if TURNS and head >= all_heads:
         return
     dim, value_dim = tl.arange(0, DIMS), tl.arange(0, VALUE_DIMS)

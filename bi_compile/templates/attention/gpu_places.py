@@ -56,11 +56,11 @@ def place_of(
 
 
 @triton.jit
-def paired(number, splits):
+def paired(number):
     """The first split of a program, by its number, and how many it has: two where they are short."""
     PAIRS: tl.constexpr = FIRST_SPLITS // 2
     split = tl.where(number < PAIRS, 2 * number, number + PAIRS)
-    return split, tl.where(number < PAIRS, tl.minimum(2, splits - split), 1)
+    return split, tl.where(number < PAIRS, 2, 1)
 
 
 @triton.jit

@@ -17,8 +17,8 @@ FEW_ROWS = 8
 
 
 def pairs(splits: int) -> int:
-    """How many programs fewer it takes to walk so many splits of a head where short ones are paired."""
-    return min(splits, ATTENTION_GPU_FIRST_SPLITS) // 2
+    """How many programs of a head walk two short splits each, to be as long as others; 0 if few are long."""
+    return ATTENTION_GPU_FIRST_SPLITS // 2 if splits > 2 * ATTENTION_GPU_FIRST_SPLITS else 0
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,6 @@ class Tile:
         """Those of one step."""
         return max(1, self.few) * BLOCK
 
-    @property
-    def paired(self) -> bool:
-        """Whether a program does two of the short splits, so that all take equally long."""
-        return self.few == 1
-
     @classmethod
     def of_few(cls, dims: int, heads: int, splits: int, processors: int, memory: int) -> "Tile | None":
         """For few rows without a mask; None where that takes too much memory.
@@ -52,8 +47,8 @@ class Tile:
         dims: numbers of a key and its value. heads: kv heads of all sequences, each with so many splits.
         processors: multiprocessors, each with so much shared memory.
         """
-        programs = heads * (splits - pairs(splits))
-        if programs >= 4 * processors and dims <= 256:
+        long = splits - min(splits, ATTENTION_GPU_FIRST_SPLITS) // 2
+        if heads * long >= 4 * processors and dims <= 256:
             # One warp waits for no other, and what it waits for is hidden by those of other programs.
             return cls(FEW_ROWS, 1, 1, few=1)
         # Where each has a multiprocessor of its own nothing else hides the latency of its loads.
