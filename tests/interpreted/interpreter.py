@@ -23,7 +23,7 @@ tl = pytest.importorskip("triton.language")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 from bi_compile.templates.attention.oracle import fma  # noqa: E402
-from tests.interpreted import shortcuts as _  # noqa: E402, F401
+from tests.interpreted import shortcuts  # noqa: E402
 
 _Builder = interpreter.InterpreterBuilder
 _stock_cast = _Builder.cast_impl
@@ -109,6 +109,12 @@ def _handle(self, data, dtype, attr=None):
         self.__post_init__()  # Triton's own, which says so
 
 
+def _splat(self, block, value):
+    return interpreter.TensorHandle(
+        numpy.full(block.numbers, value.data, _numpy_dtype(value.dtype)), value.dtype
+    )
+
+
 def _patch_attribute(scope_of, name, member, builder, scope):
     """Without the wrapper around each of Triton's functions that only asks whether it runs in a kernel."""
     semantic, function = interpreter.TritonSemantic(builder), getattr(member, "__wrapped__", member)
@@ -141,6 +147,8 @@ def _patch_tensor(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+shortcuts.for_the_interpreter()
+tl.block_type.to_ir = lambda self, builder: self
 interpreter._patch_lang = _patch_languages
 interpreter._patch_attr = _patch_attribute
 interpreter.TensorHandle.__init__ = _handle
@@ -149,6 +157,7 @@ interpreter.TritonSemantic.binary_op_sanitize_overflow_impl = _refuse_overflow
 interpreter._get_np_dtype = _numpy_dtype
 _Builder.cast_impl = _cast
 _Builder.create_fma = _fma
+_Builder.create_splat = _splat
 for _name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
     setattr(_Builder, f"create_{_name}", lambda self, source, target: self.cast_impl(source, target))
 

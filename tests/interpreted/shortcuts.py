@@ -14,17 +14,17 @@ _NO_SHAPE, _ONE = core.tuple([]), tl.constexpr(1)
 
 
 def _block(self, element_ty, shape):
-    numbers = tuple([x.value if isinstance(x, tl.constexpr) else x for x in _unwrapped(shape)])
+    shape = shape.value if isinstance(shape, tl.constexpr) else shape
+    numbers = tuple([x.value if isinstance(x, tl.constexpr) else x for x in shape])
     known = _KNOWN.get(numbers)
     if known is None:
         _stock_block(self, element_ty, shape)
         constants = core.tuple([tl.constexpr(x) for x in numbers])
         known = self.shape, self.numel, str(self.shape), constants, tl.constexpr(self.numel)
         _KNOWN[numbers] = known
-    self.element_ty = element_ty
+    self.element_ty, self.known, self.numbers = element_ty, known, numbers
     self.shape, self.numel = known[:2]
     self.name = f"<{known[2]}, {element_ty}>"
-    self.known = known
 
 
 def _tensor(self, handle, type):
@@ -50,23 +50,53 @@ def _equal(self, other):
 
 
 def _broadcast(self, left, right):
-    return (left, right) if left.shape is right.shape else _stock_broadcast(self, left, right)
+    if left.shape is right.shape:
+        return left, right
+    if not left.type.is_block() or not right.type.is_block() or len(left.shape) != len(right.shape):
+        return _stock_broadcast(self, left, right)
+    pairs = list(zip(left.type.numbers, right.type.numbers, strict=True))
+    if any(x != y and 1 not in (x, y) for x, y in pairs):
+        return _stock_broadcast(self, left, right)  # which says so
+    shape = [y if x == 1 else x for x, y in pairs]
+    return tuple(x if list(x.type.numbers) == shape else _widened(self, x, shape) for x in (left, right))
+
+
+def _widened(self, value, shape):
+    to = tl.block_type(value.dtype, shape)
+    return self.tensor(self.builder.create_broadcast(value.handle, shape), to)
 
 
 def _check_types(
     self, left, right, allow_left=False, allow_right=False, arithmetic_check=True, div_or_mod=False
 ):
-    """Nothing is cast where both have one dtype, but for quotients of 16 bits."""
-    if not div_or_mod and isinstance(left, tl.tensor) and isinstance(right, tl.tensor):
-        dtype = left.dtype
-        if dtype is right.dtype and not dtype.is_ptr() and not dtype.is_fp8():
-            return self.broadcast_impl_value(left, right)
+    """Nothing is cast where both have one dtype, and a number takes that of a value; but for quotients of
+    16 bits."""
+    dtype = left.dtype if isinstance(left, tl.tensor) else tl.void
+    if dtype.name in _ORDINARY and not div_or_mod:
+        if isinstance(right, tl.tensor):
+            if right.dtype is dtype:
+                return self.broadcast_impl_value(left, right)
+        elif arithmetic_check and _fits(right, dtype):
+            return self.broadcast_impl_value(left, self.scalar_constant(right, dtype))
     return _stock_check_types(self, left, right, allow_left, allow_right, arithmetic_check, div_or_mod)
+
+
+_ORDINARY = {"int32", "int64", "fp16", "bf16", "fp32", "fp64"}
+
+
+def _fits(number, dtype):
+    if dtype.is_floating():
+        return type(number) in (int, float)
+    return type(number) is int and -(2**31) <= number < 2**31
 
 
 core.block_type.__init__ = _block
 core.tensor.__init__ = _tensor
 core.dtype.__eq__ = _equal
 core._unwrap_if_constexpr = _unwrapped
-TritonSemantic.broadcast_impl_value = _broadcast
-TritonSemantic.binary_op_type_checking_impl = _check_types
+
+
+def for_the_interpreter() -> None:
+    """Not for the compiler, which would find other constants in what it is given."""
+    TritonSemantic.broadcast_impl_value = _broadcast
+    TritonSemantic.binary_op_type_checking_impl = _check_types
