@@ -4,7 +4,8 @@ import triton.language as tl
 from triton.language import core
 from triton.language.semantic import TritonSemantic
 
-_stock_block = core.block_type.__init__
+_stock_block, _stock_tensor = core.block_type.__init__, core.tensor.__init__
+_stock_unwrapped = core._unwrap_if_constexpr
 _stock_equal = core.dtype.__eq__
 _stock_broadcast = TritonSemantic.broadcast_impl_value
 _stock_check_types = TritonSemantic.binary_op_type_checking_impl
