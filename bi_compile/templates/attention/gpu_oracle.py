@@ -34,8 +34,9 @@ def attention(
     scale: float,
     softcap: float = 0.0,
     exp2: Function = torch.exp2,
+    log: Function = torch.log,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`bi_compile::attention` for finite values; see the contract. exp2: as the kernel computes it."""
+    """`bi_compile::attention` for finite values; see the contract. exp2, log: as the kernel computes them."""
     keys, group = k.shape[2], q.shape[1] // k.shape[1]
     visible, addend = oracle._masks(q, keys, mask, is_causal)
     attended = visible
@@ -71,8 +72,8 @@ def attention(
     no_key = (weight_sum == 0) & (maximum == -math.inf)
     inverse = torch.where(no_key, 0.0, 1 / weight_sum)
     out = out * inverse.unsqueeze(-1) + 0.0
-    wide = maximum.double() * (math.log(2) if binary else 1)
-    lse = torch.where(no_key, -math.inf, (wide + weight_sum.double().log()).float())
+    lse = fma(maximum, math.log(2) if binary else 1.0, log(weight_sum))
+    lse = torch.where(no_key, -math.inf, lse)
     return out.to(q.dtype), lse
 
 
