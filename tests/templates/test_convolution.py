@@ -58,7 +58,8 @@ def test_any_geometry_equals_the_oracle(dtype, transposed, channels, size, kerne
     generator = torch.Generator().manual_seed(sum(size))
     size = tuple(max(n, d * (k - 1) + 1) + 2 for n, k, d in zip(size, kernel, dilation, strict=True))
     if transposed:
-        size = tuple(max(n, p + 2) for n, p in zip(size, padding, strict=True))
+        # Padding takes outputs away on both sides.
+        size = tuple(max(n, 2 * p + 1) for n, p in zip(size, padding, strict=True))
     shape = (groups * inputs, outputs, *kernel) if transposed else (groups * outputs, inputs, *kernel)
     x = order_sensitive(2, groups * inputs, *size, dtype=dtype, generator=generator)
     w = order_sensitive(*shape, dtype=dtype, generator=generator)
