@@ -13,22 +13,12 @@ from bi_compile.templates.gpu import functions
 
 
 @triton.jit
-def _greater(a, b):
-    return tl.maximum(a, b)
-
-
-@triton.jit
-def _both_greater(a, b, c, d):
+def _greater(a, b, c, d):
     return tl.maximum(a, c), tl.maximum(b, d)
 
 
 @triton.jit
-def _added(a, b):
-    return a + b
-
-
-@triton.jit
-def _both_added(a, b, c, d):
+def _added(a, b, c, d):
     return a + c, b + d
 
 
@@ -45,9 +35,9 @@ def _blocks_of(scores):
 def _greatest(blocks):
     """[M] of each block."""
     if len(blocks) == 1:
-        return (tl.reduce(blocks[0], 0, _greater),)
+        return (tl.max(blocks[0], 0),)
     else:
-        return tl.reduce(blocks, 0, _both_greater)
+        return tl.reduce(blocks, 0, _greater)
 
 
 @triton.jit
@@ -61,11 +51,11 @@ def _sums(blocks):
         else:
             return tl.reshape(blocks[0], (ROWS,)), tl.reshape(blocks[1], (ROWS,))
     elif len(blocks) == 1:
-        return _sums((tl.reduce(tl.reshape(blocks[0], (2, LANES // 2, ROWS)), 0, _added),))
+        return _sums((tl.sum(tl.reshape(blocks[0], (2, LANES // 2, ROWS)), 0),))
     else:
         a = tl.reshape(blocks[0], (2, LANES // 2, ROWS))
         b = tl.reshape(blocks[1], (2, LANES // 2, ROWS))
-        return _sums(tl.reduce((a, b), 0, _both_added))
+        return _sums(tl.reduce((a, b), 0, _added))
 
 
 @triton.jit

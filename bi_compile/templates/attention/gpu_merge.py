@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from bi_compile.templates.attention.gpu_arithmetic import finite, power, store_rows
+from bi_compile.templates.attention.gpu_arithmetic import factors, store_rows
 
 
 @triton.jit
@@ -74,8 +74,7 @@ def merge_splits(
         own_total = tl.load(totals + at, mask=there, other=0.0)
         before = tl.load(maxima + at - rows, mask=there & (split > first), other=maximum)
         before = tl.associative_scan(before, 0, _greater)
-        now = tl.maximum(before, own_maximum)
-        a, c = power(before - finite(now), BINARY), power(own_maximum - finite(now), BINARY)
+        now, a, c = factors(before, own_maximum, BINARY)
         if FLAGGED:
             # As in `merge`: what is weighted by 0 leaves nothing where only masked keys were met. A row's
             # first split has met another, so that nothing is to be hidden of what came before.
