@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +77,15 @@ _leaves_graphs = False
 _warned: set[Leak | str | None] = set()
 
 
-def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None:
-    """From now on, what functions compiled with `backend` run outside graphs runs under `outside()`."""
+def watch(
+    backend: Callable[..., Any],
+    outside: type[TorchDispatchMode],
+    in_place_of: Mapping[Any, Callable[..., Any]],
+) -> None:
+    """From now on, what functions compiled with `backend` run outside graphs runs under `outside()`.
+
+    in_place_of: as in `trace_whole_ops`.
+    """
     global _backend, _outside
     from torch._dynamo import convert_frame, eval_frame, trace_rules
 
@@ -91,7 +98,7 @@ def watch(backend: Callable[..., Any], outside: type[TorchDispatchMode]) -> None
     _wrap(eval_frame, "_maybe_set_eval_frame", _callback)
     _wrap(convert_frame.CatchErrorsWrapper, "__call__", _frame)
     _wrap(convert_frame.ConvertFrameAssert, "__call__", _capture)
-    trace_whole_ops(_is_tracing)
+    trace_whole_ops(_is_tracing, in_place_of)
     watch_sizes(
         lambda: _is_tracing() and not _thread.attempts[-1].compiling,
         lambda asked: _thread.attempts[-1].questions.append(asked),

@@ -6,17 +6,20 @@ Beside `dynamo` and `dynamo_sizes`, the only file that names Dynamo's privates.
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 
-def trace_whole_ops(ours: Callable[[], bool]) -> None:
+def trace_whole_ops(ours: Callable[[], bool], in_place_of: Mapping[Any, Callable[..., Any]]) -> None:
     """While `ours()` says that a function of this backend is traced, Dynamo leaves some ops whole.
 
     It makes several ops of `addcdiv`, `addcmul_` and their like, before autograd, and their gradients are
     others than those of the op; and it runs PyTorch's attention of nested tensors, which fails on the CPU.
+
+    in_place_of: stock function -> what stands in graphs instead. Those that ask for sizes as plain numbers
+        would make a constant of the batch.
     """
     from torch._dynamo.variables.tensor import TensorVariable
     from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
@@ -37,6 +40,17 @@ def trace_whole_ops(ours: Callable[[], bool]) -> None:
     handlers = TorchInGraphFunctionVariable._get_handlers()
     if torch.addcdiv in handlers:
         handlers[torch.addcdiv] = whole(handlers[torch.addcdiv])
+
+    def instead(own: Callable[..., Any], stock: Callable[..., Any] | None) -> Callable[..., Any]:
+        def handler(self: Any, translator: Any, *args: Any, **kwargs: Any) -> Any:
+            if not ours():
+                return stock and stock(self, translator, *args, **kwargs)
+            return TorchInGraphFunctionVariable(own).call_function(translator, list(args), kwargs)
+
+        return handler
+
+    for function, own in in_place_of.items():
+        handlers[function] = instead(own, handlers.get(function))
 
     attention = torch.nn.functional.scaled_dot_product_attention
     stock_attention = handlers.get(attention)

@@ -24,7 +24,7 @@ from bi_compile.passes.capture import captured
 from bi_compile.pipeline import canonical, decompositions
 from bi_compile.templates.pointwise import binary, unary
 from bi_compile.templates.pointwise.functions import expressions
-from bi_compile.user_lines import line_in
+from bi_compile.user_lines import is_users, line_in
 
 
 def eager(*, on_unsupported: str = "error") -> "Block":
@@ -72,6 +72,8 @@ _APART = (
     "outside graphs, attention that gives its weights, is not of four dims or has values of another size "
     "than keys is computed op by op, with other bits than in graphs"
 )
+
+_BY_COST = "outside graphs, multi_dot multiplies in the order that costs least, which the batch has a say in"
 
 
 class _WholeOps(TorchFunctionMode):
@@ -173,6 +175,8 @@ class OutsideGraphs(_CanonicalOps):
             dynamo.leak("gradient outside graphs", "outside graphs, gradients are stock PyTorch's")
         elif _is_of_attention(func):
             dynamo.leak("attention outside graphs", _APART, traceback.extract_stack())
+        if _is_of_multi_dot(func):
+            dynamo.leak("multi_dot outside graphs", _BY_COST, traceback.extract_stack())
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -182,6 +186,16 @@ def _is_of_attention(func: Any) -> bool:
         return func is torch.ops.aten._safe_softmax.default
     code = F.multi_head_attention_forward.__code__
     return any(frame.f_code is code for frame, _ in traceback.walk_stack(None))
+
+
+def _is_of_multi_dot(func: Any) -> bool:
+    """Whether a product may be one of multi_dot's: the user's code that asks for it names that."""
+    if func is not torch.ops.aten.mm.default:
+        return False
+    for frame, _ in traceback.walk_stack(None):
+        if is_users(frame.f_code.co_filename):
+            return not {"multi_dot", "chain_matmul"}.isdisjoint(frame.f_code.co_names)
+    return False
 
 
 def _is_order_free(func: Any, args: Any, kwargs: Any) -> bool:

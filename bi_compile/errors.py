@@ -339,6 +339,8 @@ _WAYS_OUT = {
     "gradient outside graphs": "call backward() under bi_compile.eager(); "
     "fullgraph=True refuses to leave graphs.",
     "attention outside graphs": "fullgraph=True refuses to leave graphs; bi_compile.eager() has their bits.",
+    "multi_dot outside graphs": "write a @ b @ c, or call it under bi_compile.eager(); "
+    "fullgraph=True refuses to leave graphs.",
     "stance": "leave torch.compiler.set_stance's force_backend out.",
     "disabled": "unset it, or call the model under bi_compile.eager().",
     "subnormal numbers": "call torch.set_flush_denormal(False).",

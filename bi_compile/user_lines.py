@@ -15,15 +15,16 @@ _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def user_frame(stack: Sequence[FrameSummary]) -> FrameSummary | None:
-    """The innermost frame that is neither torch's nor ours nor Python's own, if there is one.
+    """The innermost frame of a file of the user's, if there is one.
 
     None for an empty stack.
     """
-    users = [summary for summary in stack if _is_users(summary.filename)]
+    users = [summary for summary in stack if is_users(summary.filename)]
     return users[-1] if users else (stack[-1] if stack else None)
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """Whether a file is neither torch's nor ours nor Python's own."""
     if filename.startswith(_NOT_THE_USERS):
         return False
     return not filename.startswith(_STANDARD_LIBRARY) or "-packages" in filename

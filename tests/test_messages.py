@@ -202,6 +202,10 @@ def test_disabled_check():
             "attention outside graphs",
             "fullgraph=True refuses to leave graphs; bi_compile.eager() has their bits.",
         ),
+        (
+            "multi_dot outside graphs",
+            "write a @ b @ c, or call it under bi_compile.eager(); fullgraph=True refuses to leave graphs.",
+        ),
         ("stance", "leave torch.compiler.set_stance's force_backend out."),
         ("disabled", "unset it, or call the model under bi_compile.eager()."),
         ("subnormal numbers", "call torch.set_flush_denormal(False)."),
@@ -210,7 +214,7 @@ def test_disabled_check():
 def test_leak_warning(kind, hint):
     warning = errors.LeakWarning("x runs as stock PyTorch", kind=kind, where="model.py:3, in f:  x(y)")
     assert str(warning) == f"x runs as stock PyTorch\n  model.py:3, in f:  x(y)\nHint: {hint}"
-    kinds = {"outside graphs", "gradient outside graphs", "attention outside graphs"}
+    kinds = {f"{what}outside graphs" for what in ("", "gradient ", "attention ", "multi_dot ")}
     assert set(errors._WAYS_OUT) == kinds | {"stance", "disabled", "subnormal numbers"}
 
 

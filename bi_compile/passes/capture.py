@@ -13,6 +13,7 @@ from torch import fx
 
 from bi_compile.dynamo_tracing import is_tracing
 from bi_compile.passes import dropout, flex_attention, nested, recurrent, varlen_attention
+from bi_compile.passes.associations import ASSOCIATIONS
 from bi_compile.passes.composite import COMPOSITES
 from bi_compile.templates import attention, contraction
 
@@ -116,6 +117,7 @@ CAPTURED = {
     **({F.grouped_mm: _grouped_mm} if hasattr(F, "grouped_mm") else {}),
     **flex_attention.CAPTURED,
     **recurrent.CAPTURED,
+    **ASSOCIATIONS,
     **COMPOSITES,
 }
 """Stock function -> our op or function of the same signature."""
