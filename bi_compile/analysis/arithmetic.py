@@ -142,7 +142,7 @@ def recurrent(call: Call) -> tuple[Flow, ...]:
 
 
 def product(call: Call) -> Flow:
-    """mm, bmm, addmm, baddbmm and product_epilogue."""
+    """mm, bmm, addmm, baddbmm, product_epilogue, and mm of integers."""
     a, b = _factors(call)
     rank = call.rank(a)
     left, right = call.flow(a), call.flow(b)

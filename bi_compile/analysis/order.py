@@ -64,7 +64,7 @@ ORDER_FREE_REDUCTIONS = frozenset("any all any_dim all_dims count_nonzero histc"
 EXACT_FOR_INTEGERS = frozenset(
     """
     sum prod amax amin max min argmax argmin aminmax cumsum cumprod mm bmm addmm baddbmm mv dot
-    pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin bincount
+    _int_mm pow remainder relu clamp clamp_min clamp_max maximum minimum fmax fmin bincount
     unique_dim _unique2 unique_consecutive scatter_add index_add index_put scatter_reduce floor_divide fmod
     """.split()
 )

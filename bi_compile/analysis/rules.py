@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     **_family(arithmetic.searchsorted, "searchsorted"),
     **_family(arithmetic.norm, "layer_norm rms_norm added_layer_norm added_rms_norm"),
     **_family(arithmetic.recurrent, "recurrent_layer"),
-    **_family(arithmetic.product, "addmm baddbmm bmm mm product_epilogue"),
+    **_family(arithmetic.product, "_int_mm addmm baddbmm bmm mm product_epilogue"),
     **_family(arithmetic.linear, "linear linear_epilogue"),
     **_family(arithmetic.distances, "cdist"),
     **_family(arithmetic.attention, "attention"),

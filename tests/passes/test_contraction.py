@@ -1,8 +1,12 @@
-"""Matrix products of every shape become one contraction; integers stay as they are."""
+"""Matrix products of every shape become one contraction; those of integers stay as they are."""
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
+import bi_compile
+from bi_compile.testing import assert_batch_invariant
+from tests.bits import assert_same_bits, order_sensitive
 from tests.passes.tables import check_left_alone, check_rewritten
 
 A, B, V = torch.randn(4, 7) * 4, torch.randn(7, 6) * 4, torch.randn(6)
@@ -49,3 +53,25 @@ def test_is_rewritten(name):
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_is_left_alone(name):
     check_left_alone(*LEFT_ALONE[name])
+
+
+@torch.no_grad()
+def test_quantised_by_token_it_is_exact_in_any_batch():
+    torch.compiler.reset()
+    weight, scales = torch.randint(-127, 128, (64, 32), dtype=torch.int8), torch.rand(32)
+
+    def layer(x):
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        whole = (x / scale).round().to(torch.int8)
+        return torch._int_mm(whole, weight).float() * scale * scales
+
+    x = order_sensitive(40, 64)
+    compiled = torch.compile(layer, backend="batch_invariant", fullgraph=True)
+    assert_batch_invariant(compiled, x, trials=1, reference=layer)
+    with bi_compile.eager():
+        outside = layer(x)
+    assert_same_bits(outside, compiled(x))
+    with pytest.raises(InductorError, match="_int_mm mixes the samples"):
+        torch.compile(lambda x: torch._int_mm(x.T.contiguous(), x).float(), backend="batch_invariant")(
+            torch.ones(40, 64, dtype=torch.int8)
+        )
