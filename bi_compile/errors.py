@@ -101,7 +101,8 @@ class BatchMixingError(_Message):
             hint=("call model.eval(), or replace it by GroupNorm. " if training else "")
             + ("If" if training else "if")
             + " this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
-            "an input that all samples share. To compile anyway and leave this op alone: "
+            "an input that all samples share. Behind a graph break, where inputs are a library's own: put "
+            "the function under @bi_compile.eager(). To compile anyway and leave this op alone: "
             'options={"on_unsupported": "warn"}.',
         )
         self.op = op

@@ -43,7 +43,8 @@ def test_batch_mixing():
         "  the batch comes by x -> mul -> mean\n"
         "  model.py:42, in forward:  x = x - x.mean(0)\n"
         "Hint: if this dim holds no batch, say so before the call: bi_compile.mark_batch(x, dim), None for "
-        "an input that all samples share. To compile anyway and leave this op alone: "
+        "an input that all samples share. Behind a graph break, where inputs are a library's own: put the "
+        "function under @bi_compile.eager(). To compile anyway and leave this op alone: "
         'options={"on_unsupported": "warn"}.',
     )
 

@@ -1,6 +1,5 @@
 """The correctness partner: a kernel that drops the bias is perfectly invariant."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import torch
 
 from bi_compile.testing.batches import Pool
+from bi_compile.testing.in_double import in_double
 from bi_compile.testing.messages import VacuousCheckError
 from bi_compile.testing.outputs import Outputs, copied
-from bi_compile.testing.trees import map_tensors
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,14 @@ def measure_accuracy(
 ) -> Accuracy:
     """Errors of the results `alone` and of `stock` against `reference` run in float64, sample by sample.
 
-    A module is copied and cast; any other callable gets float64 inputs and must compute in their dtype.
+    A module is copied and cast; any other callable gets float64 inputs and must compute in their dtype. Casts
+    to fp32 within are casts to float64 there (`in_double`).
     Outputs are matched by their names, or by their places where the other callable has another container.
     An element counts where stock is finite if the reference is: the results must be, too.
 
     Raises ValueError where the outputs cannot be matched, VacuousCheckError where none of them counts.
     """
-    exact = _in_double(reference)
+    exact = in_double(reference)
     errors: dict[str, list[torch.Tensor]] = {}
     stock_errors: dict[str, list[torch.Tensor]] = {}
     largest: dict[str, float] = {}
@@ -52,7 +52,7 @@ def measure_accuracy(
     for sample, ours in enumerate(alone):
         inputs = pool.take(pool.alone(sample))
         with torch.no_grad():
-            wanted = _matched(ours, exact(*map_tensors(inputs, _double)), "the reference")
+            wanted = _matched(ours, exact(*inputs), "the reference")
             theirs = _matched(ours, stock(*inputs), "the control")
         for name, value in ours.items():
             if not _counts(value):
@@ -102,14 +102,6 @@ def _counts(x: torch.Tensor) -> bool:
 
 def _listed(outputs: Outputs) -> str:
     return ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items()) or "no tensor"
-
-
-def _in_double(reference: Callable[..., Any]) -> Callable[..., Any]:
-    return copy.deepcopy(reference).double() if isinstance(reference, torch.nn.Module) else reference
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.complex128) if x.is_complex() else x.double() if x.is_floating_point() else x
 
 
 def _real(x: torch.Tensor) -> torch.Tensor:

@@ -151,7 +151,7 @@ def render(known: dict, listed: list[str]) -> str:
 
 
 def _environment() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "timm", "diffusers"))
     return f"{best_isa()}, bf16 by {bf16_order()}, {packages}, {date.today()}"
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import bi_compile
 from bi_compile import numerics
 from bi_compile.templates import contraction
+from bi_compile.testing import assert_batch_invariant
 from tests.bits import assert_same_bits, order_sensitive, same_bits
 
 if torch.cuda.is_available():
@@ -158,6 +160,23 @@ def test_replays_of_a_cuda_graph_have_the_bits_of_a_call(m):
         graph.replay()
         assert_same_bits(found, bi.linear(x, w, None), "replay")
     assert_same_bits(found, expected, "replay")
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@torch.no_grad()
+def test_products_of_several_matrices_have_one_order(dtype):
+    torch.compiler.reset()
+    a, b = data(30, 40, dtype=dtype, seed=1), data(40, 8, dtype=dtype, seed=2)
+
+    def product(x):
+        return torch.linalg.multi_dot([x, a, b])
+
+    x = data(33, 30, dtype=dtype)
+    compiled = torch.compile(product, backend="batch_invariant", fullgraph=True)
+    assert_batch_invariant(compiled, x, trials=1, control=product)
+    with bi_compile.eager():
+        outside = product(x)
+    assert_same_bits(outside, compiled(x))
 
 
 def test_the_number_of_rows_is_no_specialisation():

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from bi_compile.testing import InaccurateResultError, assert_batch_invariant
+from bi_compile.testing.in_double import in_double
+from tests.bits import assert_same_bits
 
 CONTAINERS = {
     "a mapping": lambda y: {"logits": y},
@@ -79,3 +82,68 @@ def test_complex_outputs_are_compared_with_the_reference(samples):
     assert report.accuracy.errors == {"output": 0.0}
     with pytest.raises(InaccurateResultError):
         assert_batch_invariant(lambda x: torch.complex(x, 3 * x), samples, reference=turned)
+
+
+class Norm(nn.Module):
+    """As transformers writes it: the sum in fp32, whatever the dtype of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(300))
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * wide.to(x.dtype)
+
+
+ASKING_FOR_FP32 = {
+    "float": lambda x: x.float() / 3,
+    "to": lambda x: x.to(torch.float32) / 3,
+    "to, by name": lambda x: x.to(dtype=torch.float32) / 3,
+    "an argument": lambda x: (x / 3).softmax(-1, dtype=torch.float32) + x.sum(-1, True, dtype=torch.float32),
+    "the default": lambda x: x * (torch.arange(300) / 7 + torch.linspace(0, 1, 300)),
+    "of integers": lambda x: x * (torch.arange(300).float() / 7).sin(),
+    "a module": Norm(),
+}
+
+
+@pytest.mark.parametrize("name", ASKING_FOR_FP32)
+def test_the_reference_is_in_float64_where_its_code_asks_for_fp32(name):
+    x, function = torch.randn(4, 300), ASKING_FOR_FP32[name]
+    with torch.no_grad():
+        exact = in_double(function)(x)
+        assert exact.dtype == torch.float64
+        rounded = exact.to(torch.float32).double()
+        assert not torch.equal(exact, rounded), "the control"
+        torch.testing.assert_close(exact, function(x).double(), rtol=1e-5, atol=1e-5)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_runs_in_fp32_alone_keeps_its_casts():
+    def narrow(x):
+        x = x.to(torch.float32)
+        if x.dtype != torch.float32:
+            raise TypeError("a kernel for fp32")
+        return x / 3
+
+    x = torch.randn(5)
+    assert_same_bits(in_double(narrow)(x), narrow(x.double()))
+    assert torch.get_default_dtype() == torch.float32
+    with pytest.raises(KeyError):
+        in_double(lambda x: {}[x])(x)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_casts_of_the_reference_accuse_nobody():
+    """A norm that rounds but once differs from stock's, and is nearer to the truth."""
+    model, x = Norm(), torch.randn(6, 300)
+
+    @torch.no_grad()
+    def once_rounded(x):
+        wide = x.double()
+        return (model.weight * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).float()
+
+    report = assert_batch_invariant(once_rounded, x, trials=1, reference=model)
+    errors, stock = report.accuracy.errors, report.accuracy.stock_errors
+    assert 0 < sum(errors.values()) < 0.7 * sum(stock.values())

@@ -5,6 +5,7 @@ from tests.architectures.zoo.audio import AUDIO
 from tests.architectures.zoo.convnets import CONVNETS
 from tests.architectures.zoo.decoders import DECODERS
 from tests.architectures.zoo.detection import DETECTION
+from tests.architectures.zoo.diffusion import DIFFUSION
 from tests.architectures.zoo.encoders import ENCODERS
 from tests.architectures.zoo.experts import EXPERTS
 from tests.architectures.zoo.recurrences import RECURRENCES
@@ -23,6 +24,7 @@ FAMILIES = {
     "convolutional": CONVNETS,
     "detection": DETECTION,
     "recurrent": RECURRENT,
+    "diffusion": DIFFUSION,
 }
 ARCHITECTURES = tuple(entry for family in FAMILIES.values() for entry in family)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Architecture:
     """One entry of the list.
 
     model, config: class names in transformers; or model a name in timm or in `recurrent.py`, with no config.
+    package: diffusers, where that has the model.
     settings: the sizes that make it small, odd where the architecture allows it.
     traits: what it is here for.
     kind: what the model is fed, a key of SAMPLES.
@@ -33,6 +35,7 @@ class Architecture:
     fades: whether its own initialisation lets the signal fade; its convolutions are then drawn anew.
     refused: by dtype, the op that stops its compilation, where that is known and expected.
     experts: how transformers computes a mixture of them.
+    asks: what its Python asks of the size of the batch, where no answer changes a result.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Architecture:
     fades: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     experts: str = "batched_mm"
+    package: str = ""
+    asks: tuple[str, ...] = ()
 
     def build(self, dtype: torch.dtype) -> torch.nn.Module:
         """The model in evaluation mode, the same weights every time."""
@@ -73,7 +78,8 @@ class Architecture:
 
         if self.model in MODULES:
             return MODULES[self.model](**self.settings)
-
+        if self.package:
+            return getattr(import_module(self.package), self.model)(**self.settings)
         return timm().create_model(self.model, **self.settings)
 
     def call(self, model: torch.nn.Module) -> Callable[..., dict[str, torch.Tensor]]:
@@ -81,6 +87,9 @@ class Architecture:
         names = tuple(self.samples(1, torch.float32))
 
         def forward(*inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            if self.package:
+                named = dict(zip(names, inputs, strict=True))
+                return {"sample": model(**named, **self.extra, return_dict=False)[0]}
             if not self.config:
                 return {"logits": model(*inputs)}
             outputs = model(**dict(zip(names, inputs, strict=True)), **self.extra)
@@ -144,6 +153,33 @@ def _series(count: int, size: int, generator: torch.Generator) -> dict[str, torc
     return {"past_values": torch.randn(count, size, 3, generator=generator)}
 
 
+def _latents(count: int, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"sample": torch.randn(count, 3, size, size, generator=generator)}
+
+
+def _denoising(
+    name: str,
+    *more: str,
+    shape: Callable[[int], tuple[int, ...]] = lambda size: (4, size, size),
+    last_step: float = 1000.0,
+) -> Callable[[int, int, torch.Generator], dict[str, torch.Tensor]]:
+    """Noise, called `name`, at steps of its own up to `last_step`, and what each sample is told besides."""
+
+    def samples(count: int, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        found = {
+            name: torch.randn(count, *shape(size), generator=generator),
+            "timestep": torch.rand(count, generator=generator) * last_step,
+            "class_labels": torch.randint(0, 10, (count,), generator=generator),
+            "encoder_hidden_states": torch.randn(count, 7, 32, generator=generator),
+            "pooled_projections": torch.randn(count, 32, generator=generator),
+        }
+        return {key: x for key, x in found.items() if key in (name, "timestep", *more)}
+
+    return samples
+
+
+_TEXT = "encoder_hidden_states"
+
 SAMPLES = {
     "text": _text,
     "seq2seq": _seq2seq,
@@ -154,6 +190,16 @@ SAMPLES = {
     "spectrogram": _spectrogram,
     "speech": _speech,
     "series": _series,
+    "latents": _latents,
+    "diffusion": _denoising("sample"),
+    "prompted": _denoising("sample", _TEXT),
+    "classes": _denoising("hidden_states", "class_labels"),
+    "captioned": _denoising("hidden_states", _TEXT),
+    "pooled": _denoising("hidden_states", _TEXT, "pooled_projections"),
+    "stream": _denoising(
+        "hidden_states", _TEXT, "pooled_projections", shape=lambda size: (size, 4), last_step=1.0
+    ),
+    "clip": _denoising("hidden_states", _TEXT, shape=lambda size: (4, 3, size, size)),
 }
 
 
