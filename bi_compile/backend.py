@@ -15,7 +15,7 @@ from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
-from bi_compile.passes.associations import ASSOCIATIONS, choose_paths_by_equation
+from bi_compile.passes.associations import ASSOCIATIONS, choose_paths_by_equation, path_settings
 from bi_compile.passes.capture import capture
 from bi_compile.passes.dropout import place_batch, run_unplaced
 from bi_compile.passes.epilogue import join_products_and_epilogues
@@ -67,7 +67,8 @@ def batch_invariant(
         traced=lambda graph, direction: dump.graph(f"traced_{direction}", graph),
         verify=functools.partial(_verify, options=parsed, dump=dump, dims=dims, guesses=guesses),
         generated=dump.kernels,
-        key=f"{fingerprint()}-{parsed.on_unsupported}-{parsed.dropout}-{dims}-{guesses}-{allowed.fingerprint()}",
+        key=f"{fingerprint()}-{parsed.on_unsupported}-{parsed.dropout}-{dims}-{guesses}-{allowed.fingerprint()}"
+        f"-{path_settings()}",
         # Warnings, dumps and verdicts come from the passes, and a cached graph runs none.
         cached=parsed.on_unsupported == "error" and not dump.on and not is_open(),
     )

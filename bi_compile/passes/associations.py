@@ -57,6 +57,11 @@ ASSOCIATIONS = {
 """Stock function -> our function of the same signature."""
 
 
+def path_settings() -> str:
+    """What einsum's path depends on besides the equation: part of the key of a graph that is kept."""
+    return f"{opt_einsum.is_available() and opt_einsum.enabled}-{opt_einsum.strategy}"
+
+
 def choose_paths_by_equation(ours: Callable[[], bool]) -> None:
     """From now on, while `ours()`, no size enters the path that opt_einsum chooses for torch.einsum."""
     stock = opt_einsum.get_opt_einsum

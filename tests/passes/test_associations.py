@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch._dynamo.exc import TorchRuntimeError
+from torch._inductor.utils import fresh_cache
 from torch.backends import opt_einsum
 
 import bi_compile
@@ -180,3 +181,22 @@ def test_the_arguments_are_those_of_stock(way):
             run(_multi_dot, *wrong)
     with pytest.raises(errors, match=r"chain_matmul\(\)"):
         run(torch.chain_matmul, X, column)
+
+
+@torch.no_grad()
+def test_caches_tell_graphs_with_opt_einsum_from_those_without():
+    def product(x):
+        return torch.einsum("ab,cd,bc->ad", x, B, A)  # from the left, an outer product first
+
+    def run():
+        torch.compiler.reset()
+        with bi_compile.eager():
+            outside = product(X)
+        compiled = torch.compile(product, backend="batch_invariant")(X)
+        assert_same_bits(compiled, outside)
+        return compiled
+
+    with fresh_cache():
+        with_it = run()
+        with opt_einsum.flags(enabled=False):
+            assert not same_bits(run(), with_it), "the control"
