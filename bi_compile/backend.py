@@ -15,7 +15,7 @@ from bi_compile.eager_mode import OutsideGraphs
 from bi_compile.errors import BatchInvariantError
 from bi_compile.inputs import user_inputs
 from bi_compile.options import Options
-from bi_compile.passes.associations import ASSOCIATIONS, choose_paths_by_equation, path_settings
+from bi_compile.passes.associations import ASSOCIATIONS, path_settings
 from bi_compile.passes.capture import capture
 from bi_compile.passes.dropout import place_batch, run_unplaced
 from bi_compile.passes.epilogue import join_products_and_epilogues
@@ -99,4 +99,3 @@ def _verify(graph: fx.Graph, *, options: Options, dump: Dump, dims: Dims, guesse
 
 
 dynamo.watch(batch_invariant, outside=OutsideGraphs, in_place_of=ASSOCIATIONS)
-choose_paths_by_equation(dynamo.in_effect)

@@ -20,6 +20,7 @@ from bi_compile import dynamo, dynamo_tracing
 from bi_compile.analysis.order import NO_ORDER, base_name, is_order_free, why_open
 from bi_compile.errors import UnsupportedOpError
 from bi_compile.options import Options
+from bi_compile.passes.associations import choose_paths_by_equation
 from bi_compile.passes.capture import captured
 from bi_compile.pipeline import canonical, decompositions
 from bi_compile.templates.pointwise import binary, unary
@@ -279,3 +280,6 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors(value)
+
+
+choose_paths_by_equation(dynamo.in_effect)

@@ -1,5 +1,7 @@
 """Products of several matrices have one order, whatever the number of rows would make the cheapest."""
 
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -200,3 +202,17 @@ def test_caches_tell_graphs_with_opt_einsum_from_those_without():
         with_it = run()
         with opt_einsum.flags(enabled=False):
             assert not same_bits(run(), with_it), "the control"
+
+
+_ALONE = """
+import sys, torch, bi_compile
+x, a, b = torch.randn(33, 30), torch.randn(30, 40), torch.randn(40, 7)
+with torch.no_grad(), bi_compile.eager():
+    whole, row = (torch.einsum("bi,ij,jk->bk", part, a, b) for part in (x, x[:1]))
+assert "bi_compile.backend" not in sys.modules, "nothing to be shown"
+assert torch.equal(whole[:1], row)
+"""
+
+
+def test_eager_mode_alone_chooses_by_the_equation():
+    subprocess.run([sys.executable, "-c", _ALONE], check=True)
