@@ -1,6 +1,7 @@
 """A model in float64 throughout, also where its code asks for fp32, as that of norms and time steps does."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
 
     A module is copied and cast; any other callable must compute in the dtype of its inputs. Casts to fp32
     on the way are casts to float64, and so is the default dtype. A callable that does not run like that, as
-    one with a kernel for fp32 alone, runs with its own casts.
+    one with a kernel for fp32 alone, runs with its own casts, and a UserWarning says so.
     """
     exact = copy.deepcopy(function).double() if isinstance(function, torch.nn.Module) else function
 
@@ -24,8 +25,10 @@ def in_double(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with _Widened():
                 return exact(*wide)
-        except (RuntimeError, TypeError, ValueError, AssertionError):
-            return exact(*wide)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            result = exact(*wide)  # which raises what has nothing to do with casts
+            warnings.warn(f"the reference keeps its casts to fp32: {error}", stacklevel=2)
+            return result
 
     return run
 

@@ -1,5 +1,7 @@
 """The reference in float64: what is compared with it, in whatever form it comes, and what is not excused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -97,26 +99,34 @@ class Norm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
+def _exact_norm(x):
+    return NORM.weight.double() * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+NORM = Norm()
+STEPS = torch.arange(300).double()
+# What asks for fp32, and the same of float64 inputs without.
 ASKING_FOR_FP32 = {
-    "float": lambda x: x.float() / 3,
-    "to": lambda x: x.to(torch.float32) / 3,
-    "to, by name": lambda x: x.to(dtype=torch.float32) / 3,
-    "an argument": lambda x: (x / 3).softmax(-1, dtype=torch.float32) + x.sum(-1, True, dtype=torch.float32),
-    "the default": lambda x: x * (torch.arange(300) / 7 + torch.linspace(0, 1, 300)),
-    "of integers": lambda x: x * (torch.arange(300).float() / 7).sin(),
-    "a module": Norm(),
+    "float": (lambda x: x.float() / 3, lambda x: x / 3),
+    "to": (lambda x: x.to(torch.float32) / 3, lambda x: x / 3),
+    "to, by name": (lambda x: x.to(dtype=torch.float32) / 3, lambda x: x / 3),
+    "an argument": (lambda x: (x / 3).softmax(-1, dtype=torch.float32), lambda x: (x / 3).softmax(-1)),
+    "the default": (lambda x: x * (torch.arange(300) / 7), lambda x: x * (STEPS / 7)),
+    "of integers": (lambda x: x * (torch.arange(300).float() / 7).sin(), lambda x: x * (STEPS / 7).sin()),
+    "a module": (NORM, _exact_norm),
 }
 
 
 @pytest.mark.parametrize("name", ASKING_FOR_FP32)
 def test_the_reference_is_in_float64_where_its_code_asks_for_fp32(name):
-    x, function = torch.randn(4, 300), ASKING_FOR_FP32[name]
+    x, (function, written_out) = torch.randn(4, 300), ASKING_FOR_FP32[name]
+    fine = {"rtol": 1e-13, "atol": 1e-15}
+    cast = copy.deepcopy(function).double() if isinstance(function, nn.Module) else function
     with torch.no_grad():
-        exact = in_double(function)(x)
-        assert exact.dtype == torch.float64
-        rounded = exact.to(torch.float32).double()
-        assert not torch.equal(exact, rounded), "the control"
-        torch.testing.assert_close(exact, function(x).double(), rtol=1e-5, atol=1e-5)
+        exact = written_out(x.double())
+        torch.testing.assert_close(in_double(function)(x), exact, **fine)
+        with pytest.raises(AssertionError):  # the control: inputs and weights alone in float64
+            torch.testing.assert_close(cast(x.double()).double(), exact, **fine)
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -128,7 +138,9 @@ def test_what_runs_in_fp32_alone_keeps_its_casts():
         return x / 3
 
     x = torch.randn(5)
-    assert_same_bits(in_double(narrow)(x), narrow(x.double()))
+    with pytest.warns(UserWarning, match="a kernel for fp32"):
+        found = in_double(narrow)(x)
+    assert_same_bits(found, narrow(x.double()))
     assert torch.get_default_dtype() == torch.float32
     with pytest.raises(KeyError):
         in_double(lambda x: {}[x])(x)
